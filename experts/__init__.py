@@ -1,0 +1,1 @@
+"""One file per expert backend. Each imports `multimoe` only: never another expert, never the gateway."""
