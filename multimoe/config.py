@@ -207,7 +207,7 @@ class Catalog(Settings):
 
     def weight_uris(self) -> list[str]:
         """Every weights URI of the catalog, once, in the order they appear."""
-        owners = [*self.gate.encoders.values(), *self.experts]
+        owners: list[EncoderSpec | ExpertSpec] = [*self.gate.encoders.values(), *self.experts]
         return list(dict.fromkeys(uri for owner in owners for uri in owner.weights.values()))
 
 

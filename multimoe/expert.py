@@ -60,9 +60,8 @@ class Expert(ABC):
     def weight(self, name: str) -> Path:
         """The file of the weights the catalog lists as `name`. Raises BadConfig where it lists none."""
         if name not in self.spec.weights:
-            raise BadConfig(
-                f"expert {self.spec.name!r} needs weights named {name!r}; the catalog lists {sorted(self.spec.weights)}"
-            )
+            listed = ", ".join(self.spec.weights) or "none"
+            raise BadConfig(f"expert {self.spec.name!r} needs weights named {name!r}; the catalog lists: {listed}")
         return self.weights(self.spec.weights[name])
 
 

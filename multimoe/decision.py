@@ -1,7 +1,4 @@
-"""From predicted qualities to a choice: the policy of a request, the decision, and the strategies between them.
-
-Everything here is numpy on vectors of length `experts`; it knows no torch, no encoders, no learning.
-"""
+"""What a request asks of the gate and what the gate answers: the policy and the decision, as they are logged."""
 
 from pydantic import Field
 
