@@ -45,7 +45,7 @@ class Embedding:
             for m, vector in self.vectors.items()
             for part in ("features", "concept")
         }
-        return safetensors.numpy.save(tensors, metadata=dict(self.revisions))
+        return safetensors.numpy.save(tensors, metadata={m: name for m, name in self.revisions.items()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Embedding":
