@@ -4,25 +4,35 @@ What it needs from outside, a gate to decide and experts to ask, comes as two sm
 runs on a cluster, in one process and in tests.
 """
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
 
 from multimoe.config import ExpertSpec
-from multimoe.decision import Decision, Policy
-from multimoe.expert import Delta, FinishReason
+from multimoe.decision import Policy
+from multimoe.errors import BadInput, ExpertFailed, ExpertTimeout, MultimoeError, UnknownModel
+from multimoe.expert import Delta
 from multimoe.messages import ChatRequest
-from multimoe.outputs import Frozen, Output, Usage
+from multimoe.reply import Combine, Decided, Event, Finished, Part, PartRole, Reply, Routed, Spoken
+from multimoe.run import Heard, Run
 
-Combine = Literal["weighted", "best", "all"]
+__all__ = [
+    "Combine",
+    "Decided",
+    "Event",
+    "Experts",
+    "Finished",
+    "Mixture",
+    "Part",
+    "Reply",
+    "Routed",
+    "Router",
+    "Spoken",
+]
 
-
-@dataclass(frozen=True)
-class Routed:
-    """A decision and the embedding it was made from, as bytes for the store."""
-
-    decision: Decision
-    embedding: bytes
+logger = logging.getLogger(__name__)
 
 
 class Router(Protocol):
@@ -35,56 +45,135 @@ class Experts(Protocol):
     def ask(self, expert: str, request: ChatRequest) -> AsyncIterator[Delta]: ...
 
 
-class Part(Frozen):
-    """What one expert did for an answer. `weight` is its share among those that answered; evidence has its gate weight.
+class Mixture:
+    """Answers requests: decide, ask, blend. Holds no state between requests."""
 
-    `role`: "answer" spoke, "evidence" was handed to the writer, "skipped" was chosen but not needed.
-    """
+    def __init__(self, router: Router, experts: Experts, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.router = router
+        self.experts = experts
+        self.clock = clock
 
-    expert: str
-    role: Literal["answer", "evidence", "skipped"]
-    weight: float
-    status: Literal["ok", "error", "timeout", "skipped"]
-    latency_ms: float = 0.0
-    error: str | None = None
-    output: Output | None = None
-    usage: Usage = Usage()
-    cost: float = 0.0
+    async def answer(
+        self, request: ChatRequest, policy: Policy, combine: Combine | None = None
+    ) -> AsyncIterator[Event]:
+        """Decided, then the answer's text in pieces, then Finished. Raises MultimoeError before the first piece only.
+
+        A chosen expert that fails is replaced by the next best of its kind and the reply says `degraded`.
+        """
+        routed = await self.router.decide(request, policy)
+        yield Decided(routed)
+        roster = {spec.name: spec for spec in await self.experts.roster()}
+        run = Run(request, routed.decision, roster, combine or "weighted", self.clock)
+        async for event in self._answer(run):
+            yield event
+
+    async def ask_one(self, expert: str, request: ChatRequest) -> AsyncIterator[Event]:
+        """The same from one expert that the caller named; the gate is not asked. Raises UnknownModel."""
+        roster = {spec.name: spec for spec in await self.experts.roster()}
+        if expert not in roster:
+            raise UnknownModel(f"no expert {expert!r}; there are: {', '.join(sorted(roster))}", "model")
+        _refuse_unreadable(roster[expert], request)
+        yield Decided(None)
+        run = Run(request, None, {expert: roster[expert]}, "best", self.clock, chosen={expert: 1.0})
+        async for event in self._answer(run):
+            yield event
+
+    async def _answer(self, run: "Run") -> AsyncIterator[Event]:
+        if run.leader.output == "text":
+            await self._gather(run, run.evidence_wanted(), "evidence")
+            writing = self._write(run, run.request)
+        else:
+            await self._gather(run, run.perceivers(), "answer")
+            spoken = run.spoken_question()
+            if spoken is None:
+                yield Spoken(run.said())
+                yield Finished(run.reply())
+                return
+            writing = self._answer_spoken(run, spoken)
+        async for piece in writing:
+            yield Spoken(piece)
+        yield Finished(run.reply())
+
+    async def _gather(self, run: "Run", names: Sequence[str], role: PartRole) -> None:
+        """Ask perception experts side by side; when all fail, the next best of the same kinds, one after the other."""
+        await asyncio.gather(*(self._listen(run, name, role) for name in names))
+        if role != "answer":
+            return
+        for name in run.stand_ins(names):
+            if run.outputs():
+                return
+            await self._listen(run, name, role)
+        run.raise_if_silent()
+
+    async def _listen(self, run: "Run", name: str, role: PartRole) -> None:
+        """One perception expert's whole output, or its failure, into `run.parts`."""
+        async for _ in self._ask(run, name, role, run.request):
+            pass
+
+    async def _write(self, run: "Run", request: ChatRequest) -> AsyncIterator[str]:
+        """Stream the best text expert; before its first word another may step in, and last the evidence itself."""
+        asides = [asyncio.create_task(self._listen(run, name, "aside")) for name in run.asides()]
+        try:
+            for name in run.writers():
+                asked = run.written_request(request, run.roster[name])
+                spoken = False
+                async for piece in self._ask(run, name, "answer", asked):
+                    spoken = True
+                    yield piece
+                if spoken or run.parts[name].status == "ok":
+                    break
+            else:
+                if not run.outputs():
+                    run.raise_if_silent()
+                yield run.said()
+            await asyncio.gather(*asides)
+        finally:
+            for task in asides:
+                task.cancel()
+
+    async def _answer_spoken(self, run: "Run", question: str) -> AsyncIterator[str]:
+        """A recording that asks something is answered: the words heard go to the gate as if they had been typed."""
+        asked = run.request.asking(question)
+        routed = await self.router.decide(asked, Policy(explore=False, top_k=1))
+        name = routed.decision.chosen[0].expert
+        if run.roster[name].output != "text":
+            yield run.said()
+            return
+        yield f"“{question}”\n\n"
+        run.hand_over_to(name)
+        async for piece in self._ask(run, name, "answer", asked):
+            yield piece
+
+    async def _ask(self, run: "Run", name: str, role: PartRole, request: ChatRequest) -> AsyncIterator[str]:
+        """Stream one expert and keep what it did as a `Part`. A failure is kept too, not raised."""
+        started = self.clock()
+        piece = Heard()
+        try:
+            async with asyncio.timeout(run.roster[name].timeout_s):
+                async for delta in self.experts.ask(name, request):
+                    piece.hear(delta)
+                    if delta.text:
+                        yield delta.text
+            run.keep(name, role, piece, self.clock() - started)
+        except TimeoutError:
+            late = ExpertTimeout(f"expert {name!r} did not answer within {run.roster[name].timeout_s:g} s")
+            run.keep(name, role, piece, self.clock() - started, late)
+        except BadInput:
+            if run.decision is None or len(run.decision.considered) == 1:
+                raise
+            run.keep(name, role, piece, self.clock() - started, ExpertFailed(f"{name!r} cannot read this input"))
+        except MultimoeError as error:
+            logger.warning("expert failed", extra={"expert": name, "error": str(error), "request_id": request.id})
+            run.keep(name, role, piece, self.clock() - started, error)
 
 
-class Reply(Frozen):
-    """The whole answer. `output` is the blended one, `text` the same in words; `degraded` says that a part failed."""
-
-    text: str
-    output: Output
-    parts: tuple[Part, ...]
-    decision: Decision
-    combine: Combine
-    usage: Usage
-    finish: FinishReason
-    degraded: bool = False
-    timing_ms: dict[str, float] = {}
-
-
-@dataclass(frozen=True)
-class Decided:
-    """First event: who will answer, known before the first word."""
-
-    routed: Routed
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A piece of the answer's text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """Last event."""
-
-    reply: Reply
-
-
-Event = Decided | Spoken | Finished
+def _refuse_unreadable(spec: ExpertSpec, request: ChatRequest) -> None:
+    if not spec.inputs & request.modalities:
+        sent = ", ".join(sorted(request.modalities)) or "nothing"
+        reads = ", ".join(sorted(spec.inputs))
+        raise BadInput(
+            f"expert {spec.name!r} reads {reads}, and the question has {sent}; "
+            "send what it reads or let `multimoe` choose",
+            "model",
+            "no_expert_for_modality",
+        )
