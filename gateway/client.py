@@ -6,9 +6,11 @@ Ray, the store or the gate's insides, and imports nothing heavy.
 """
 
 import base64
+import contextlib
 import json
 import mimetypes
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,18 +124,10 @@ class Client:
         """A whole chat completion. `options` are further fields of the body, such as `max_tokens` or `x_multimoe`."""
         return self._call("POST", "/v1/chat/completions", json=_chat(messages, model, options))
 
-    def stream_chat(self, messages: Sequence[Json], model: str = "multimoe", **options: Any) -> Iterator[StreamEvent]:
-        """The same, as it comes. Closing the iterator hangs up, and that stops the experts."""
+    def stream_chat(self, messages: Sequence[Json], model: str = "multimoe", **options: Any) -> "Stream":
+        """The same, as it comes."""
         body = _chat(messages, model, options) | {"stream": True, "stream_options": {"include_usage": True}}
-        try:
-            with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
-                if not response.is_success:
-                    response.read()
-                    raise _refusal(response.status_code, response.text)
-                for data in _server_sent(response.iter_lines()):
-                    yield from _events(data)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+        return Stream(self._http, body)
 
     def route(self, messages: Sequence[Json], model: str = "multimoe", **options: Any) -> Json:
         """Who would answer, as `x_multimoe`; no expert is called."""
@@ -189,7 +183,7 @@ class Client:
                     raise _refusal(response.status_code, response.text)
                 yield from response.iter_bytes()
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            raise _unreachable(self.url, error) from error
 
     def gate(self) -> Json:
         """The gate that answers now."""
@@ -218,15 +212,46 @@ class Client:
         try:
             response = self._http.request(method, path, **request)
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            raise _unreachable(self.url, error) from error
         if not response.is_success:
             raise _refusal(response.status_code, response.text)
         return dict(response.json()) if response.content else {}
 
-    def _unreachable(self, error: httpx.TransportError) -> errors.Unavailable:
-        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-            return errors.Unavailable(f"no answer from {self.url} in time; try again, or ask for less", None, "timeout")
-        return errors.Unavailable(f"nothing answers; is `multimoe serve` running at {self.url}?", None, "unreachable")
+
+class Stream(Iterator[StreamEvent]):
+    """One answer as it comes. Asked when first read; `close` hangs up, from any thread, and that stops the experts."""
+
+    def __init__(self, http: httpx.Client, body: Json) -> None:
+        self._http = http
+        self._response: httpx.Response | None = None
+        self._closed = False
+        self._events = self._read(body)
+
+    def __next__(self) -> StreamEvent:
+        return next(self._events)
+
+    def close(self) -> None:
+        self._closed = True
+        line = self._response.extensions.get("network_stream") if self._response else None
+        if line is not None:
+            with contextlib.suppress(OSError):  # wakes a reader that waits in another thread; close() would not
+                line.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(ValueError):  # that reader runs the generator right now, and will end it itself
+            self._events.close()
+
+    def _read(self, body: Json) -> Generator[StreamEvent, None, None]:
+        try:
+            with self._http.stream("POST", "/v1/chat/completions", json=body) as self._response:
+                if not self._response.is_success:
+                    self._response.read()
+                    raise _refusal(self._response.status_code, self._response.text)
+                for data in _server_sent(self._response.iter_lines()):
+                    if self._closed:
+                        return
+                    yield from _events(data)
+        except httpx.TransportError as error:
+            if not self._closed:
+                raise _unreachable(str(self._http.base_url).rstrip("/"), error) from error
 
 
 def chat_body(text: str, files: Sequence[str | Path] = ()) -> list[Json]:
@@ -300,6 +325,14 @@ def _events(chunk: Json) -> Iterator[StreamEvent]:
         yield Routing(info, bool(info.get("final")))
     if usage := chunk.get("usage"):
         yield Used(usage)
+
+
+def _unreachable(url: str, error: httpx.TransportError) -> errors.Unavailable:
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return errors.Unavailable(f"nothing answers; is `multimoe serve` running at {url}?", None, "unreachable")
+    if isinstance(error, httpx.TimeoutException):
+        return errors.Unavailable(f"no answer from {url} in time; try again, or ask for less", None, "timeout")
+    return errors.Unavailable(f"the connection to {url} broke before the answer was whole; ask again", None, "broken")
 
 
 def _refusal(status: int, body: str) -> errors.MultimoeError:

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,8 +139,27 @@ def test_closing_a_stream_hangs_up() -> None:
     endless = Endless()
     stream = client(httpx.Response(200, stream=endless)).stream_chat(ASKED)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]  # a generator
+    stream.close()
     assert endless.closed
+
+
+def test_another_thread_can_hang_up_on_a_server_that_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stream = Client(f"http://127.0.0.1:{server.getsockname()[1]}").stream_chat(ASKED)
+        reader = threading.Thread(target=lambda: list(stream))
+        reader.start()
+        line, _ = server.accept()
+        with line:
+            line.recv(65536)
+            line.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n: keepalive\n\n")
+            while stream._response is None:
+                time.sleep(0.01)
+            stream.close()
+            reader.join(timeout=5)
+            assert not reader.is_alive()
+            line.settimeout(5)
+            while line.recv(65536):  # ends only when the server sees the hang-up
+                pass
 
 
 def test_text_alone_stays_a_string() -> None:
