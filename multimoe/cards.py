@@ -1,0 +1,117 @@
+"""Expert cards as vectors: how well each expert's own words fit a request, before anything is learned. numpy only."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multimoe.config import Card, ExpertSpec
+from multimoe.embedding import CONCEPT, Embedding
+from multimoe.errors import BadConfig
+from multimoe.messages import MODALITIES, Modality
+
+Float = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+EmbedTexts = Callable[[Sequence[str]], Vectors]  # n texts -> (n, CONCEPT)
+
+SHARPNESS = 50.0  # of the soft maximum over a card's sentences, per unit of cosine
+LEAST_SPREAD = 0.04  # cosine; cards closer together than this are not told apart more strongly
+BLIND = -0.5  # standardised score for a modality of the request that an expert does not read
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences:
+    """What all experts' cards say of one modality, expert after expert; each has at least one sentence.
+
+    `vectors` (sentences, CONCEPT), length 1; expert i's are `counts[i]` from `starts[i]`.
+    """
+
+    texts: tuple[str, ...]
+    vectors: Vectors
+    starts: NDArray[np.intp]
+    counts: NDArray[np.intp]
+
+    def likeness(self, concept: Vectors) -> Float:
+        """Soft maximum (log-mean-exp) over each expert's sentences of their cosine with `concept`, (experts,)."""
+        cosines = (self.vectors @ concept).astype(np.float64)  # (sentences,)
+        top = float(cosines.max())
+        summed = np.add.reduceat(np.exp(SHARPNESS * (cosines - top)), self.starts)  # (experts,)
+        soft: Float = top + np.log(summed / self.counts) / SHARPNESS
+        return soft
+
+    def closest(self, expert: int, concept: Vectors) -> tuple[str, float]:
+        begin = int(self.starts[expert])
+        cosines = self.vectors[begin : begin + int(self.counts[expert])] @ concept
+        best = int(cosines.argmax())
+        return self.texts[begin + best], float(cosines[best])
+
+
+class Cards:
+    """The cards of a roster. `reads[m]` (experts,) says who reads modality m."""
+
+    def __init__(self, experts: Sequence[ExpertSpec], embed_texts: EmbedTexts, known: "Cards | None" = None) -> None:
+        """Embeds every sentence `known` does not hold yet. Raises BadConfig without experts or for unusable vectors."""
+        if not experts:
+            raise BadConfig("a gate needs at least one expert; add one to the catalog")
+        self.reads = {m: np.array([m in expert.inputs for expert in experts]) for m in MODALITIES}
+        said = {m: [sentences(expert.card, m) for expert in experts] for m in MODALITIES}
+        wanted = dict.fromkeys(text for by_expert in said.values() for texts in by_expert for text in texts)
+        self._vectors: dict[str, Vectors] = _embed(list(wanted), embed_texts, known._vectors if known else {})
+        self._sentences = {m: _stack(by_expert, self._vectors) for m, by_expert in said.items()}
+
+    def scores(self, embedding: Embedding) -> Float:
+        """How well each card fits, (experts,): the mean over the request's modalities of standardised likeness.
+
+        Text is compared with every card, whether or not the expert reads text: it says what is wanted. Standardised
+        over the experts that read something of the request, since cosines of one modality lie at another level and
+        spread than those of another.
+        """
+        total = np.zeros(len(self.reads["text"]))
+        relevant = np.any([self.reads[m] for m in embedding.vectors], axis=0)
+        for m, vector in embedding.vectors.items():
+            judged = relevant if m == "text" else self.reads[m]
+            total += _standardised(self._sentences[m].likeness(vector.concept), judged)
+            total += BLIND * ~self.reads[m]
+        return total / max(1, len(embedding.vectors))
+
+    def closest(self, expert: int, embedding: Embedding) -> tuple[str, float]:
+        """The sentence of this expert's card that is nearest to the request, and its cosine."""
+        compared = [m for m in embedding.modalities if m == "text" or self.reads[m][expert]]
+        found = (self._sentences[m].closest(expert, embedding.vectors[m].concept) for m in compared)
+        return max(found, key=lambda pair: pair[1])
+
+
+def sentences(card: Card, modality: Modality) -> tuple[str, ...]:
+    """What a card says of one modality; its description where it says nothing else (and always of text)."""
+    if modality == "text":
+        return (*card.text, card.description)
+    return (card.image if modality == "image" else card.audio) or (card.description,)
+
+
+def _embed(texts: Sequence[str], embed_texts: EmbedTexts, known: Mapping[str, Vectors]) -> dict[str, Vectors]:
+    new = [text for text in texts if text not in known]
+    fresh = np.asarray(embed_texts(new), dtype=np.float32) if new else np.zeros((0, CONCEPT), np.float32)
+    if fresh.shape != (len(new), CONCEPT) or not np.isfinite(fresh).all():
+        raise BadConfig(f"card embeddings must be finite and ({len(new)}, {CONCEPT}), got {fresh.shape}")
+    unit = fresh / np.maximum(np.linalg.norm(fresh, axis=1, keepdims=True), 1e-9)
+    merged = {**known, **dict(zip(new, unit, strict=True))}
+    return {text: merged[text] for text in texts}
+
+
+def _stack(by_expert: Sequence[tuple[str, ...]], vectors: Mapping[str, Vectors]) -> Sentences:
+    flat = tuple(text for texts in by_expert for text in texts)
+    counts = np.array([len(texts) for texts in by_expert], dtype=np.intp)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.intp)
+    return Sentences(flat, np.stack([vectors[text] for text in flat]), starts, counts)
+
+
+def _standardised(values: Float, judged: NDArray[np.bool_]) -> Float:
+    """Mean 0 and spread 1 over `judged`, 0 elsewhere."""
+    count = int(np.count_nonzero(judged))
+    if count == 0:
+        return np.zeros(len(values))
+    centred = (values - values @ judged / count) * judged
+    spread = float(np.sqrt(centred @ centred / count))
+    standard: Float = centred / max(spread, LEAST_SPREAD)
+    return standard
