@@ -1,6 +1,6 @@
 """What the gateway needs of the machines it runs on, as one protocol. `RayCluster` is the real one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 from multimoe.config import ExpertSpec
@@ -35,7 +35,7 @@ class Cluster(Protocol):
 
     async def decide(self, request: ChatRequest, policy: Policy) -> Routed: ...
 
-    def ask(self, expert: str, request: ChatRequest) -> AsyncIterator[Delta]:
+    def ask(self, expert: str, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Raises ExpertFailed, ExpertTimeout, or Unavailable when no replica takes it."""
 
     async def embed_texts(self, texts: list[str]) -> list[list[float]]:

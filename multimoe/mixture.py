@@ -7,7 +7,8 @@ runs on a cluster, in one process and in tests.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Protocol
 
 from multimoe.config import ExpertSpec
@@ -42,7 +43,7 @@ class Router(Protocol):
 class Experts(Protocol):
     async def roster(self) -> tuple[ExpertSpec, ...]: ...
 
-    def ask(self, expert: str, request: ChatRequest) -> AsyncIterator[Delta]: ...
+    def ask(self, expert: str, request: ChatRequest) -> AsyncGenerator[Delta, None]: ...
 
 
 class Mixture:
@@ -55,7 +56,7 @@ class Mixture:
 
     async def answer(
         self, request: ChatRequest, policy: Policy, combine: Combine | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Decided, then the answer's text in pieces, then Finished. Raises MultimoeError before the first piece only.
 
         A chosen expert that fails is replaced by the next best of its kind and the reply says `degraded`.
@@ -64,10 +65,11 @@ class Mixture:
         yield Decided(routed)
         roster = {spec.name: spec for spec in await self.experts.roster()}
         run = Run(request, routed.decision, roster, combine or "weighted", self.clock)
-        async for event in self._answer(run):
-            yield event
+        async with aclosing(self._answer(run)) as events:
+            async for event in events:
+                yield event
 
-    async def ask_one(self, expert: str, request: ChatRequest) -> AsyncIterator[Event]:
+    async def ask_one(self, expert: str, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """The same from one expert that the caller named; the gate is not asked. Raises UnknownModel."""
         roster = {spec.name: spec for spec in await self.experts.roster()}
         if expert not in roster:
@@ -75,23 +77,21 @@ class Mixture:
         _refuse_unreadable(roster[expert], request)
         yield Decided(None)
         run = Run(request, None, {expert: roster[expert]}, "best", self.clock, chosen={expert: 1.0})
-        async for event in self._answer(run):
-            yield event
+        async with aclosing(self._answer(run)) as events:
+            async for event in events:
+                yield event
 
-    async def _answer(self, run: "Run") -> AsyncIterator[Event]:
+    async def _answer(self, run: "Run") -> AsyncGenerator[Event, None]:
         if run.leader.output == "text":
             await self._gather(run, run.evidence_wanted(), "evidence")
             writing = self._write(run, run.request)
         else:
             await self._gather(run, run.perceivers(), "answer")
-            spoken = run.spoken_question()
-            if spoken is None:
-                yield Spoken(run.said())
-                yield Finished(run.reply())
-                return
-            writing = self._answer_spoken(run, spoken)
-        async for piece in writing:
-            yield Spoken(piece)
+            question = run.spoken_question()
+            writing = self._answer_spoken(run, question) if question else _once(run.said())
+        async with aclosing(writing) as pieces:
+            async for piece in pieces:
+                yield Spoken(run.speak(piece))
         yield Finished(run.reply())
 
     async def _gather(self, run: "Run", names: Sequence[str], role: PartRole) -> None:
@@ -110,16 +110,17 @@ class Mixture:
         async for _ in self._ask(run, name, role, run.request):
             pass
 
-    async def _write(self, run: "Run", request: ChatRequest) -> AsyncIterator[str]:
+    async def _write(self, run: "Run", request: ChatRequest) -> AsyncGenerator[str, None]:
         """Stream the best text expert; before its first word another may step in, and last the evidence itself."""
         asides = [asyncio.create_task(self._listen(run, name, "aside")) for name in run.asides()]
         try:
             for name in run.writers():
                 asked = run.written_request(request, run.roster[name])
                 spoken = False
-                async for piece in self._ask(run, name, "answer", asked):
-                    spoken = True
-                    yield piece
+                async with aclosing(self._ask(run, name, "answer", asked)) as pieces:
+                    async for piece in pieces:
+                        spoken = True
+                        yield piece
                 if spoken or run.parts[name].status == "ok":
                     break
             else:
@@ -131,7 +132,7 @@ class Mixture:
             for task in asides:
                 task.cancel()
 
-    async def _answer_spoken(self, run: "Run", question: str) -> AsyncIterator[str]:
+    async def _answer_spoken(self, run: "Run", question: str) -> AsyncGenerator[str, None]:
         """A recording that asks something is answered: the words heard go to the gate as if they had been typed."""
         asked = run.request.asking(question)
         routed = await self.router.decide(asked, Policy(explore=False, top_k=1))
@@ -140,20 +141,22 @@ class Mixture:
             yield run.said()
             return
         yield f"“{question}”\n\n"
-        run.hand_over_to(name)
-        async for piece in self._ask(run, name, "answer", asked):
-            yield piece
+        run.hand_over()
+        async with aclosing(self._ask(run, name, "answer", asked)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    async def _ask(self, run: "Run", name: str, role: PartRole, request: ChatRequest) -> AsyncIterator[str]:
+    async def _ask(self, run: "Run", name: str, role: PartRole, request: ChatRequest) -> AsyncGenerator[str, None]:
         """Stream one expert and keep what it did as a `Part`. A failure is kept too, not raised."""
         started = self.clock()
         piece = Heard()
         try:
             async with asyncio.timeout(run.roster[name].timeout_s):
-                async for delta in self.experts.ask(name, request):
-                    piece.hear(delta)
-                    if delta.text:
-                        yield delta.text
+                async with aclosing(self.experts.ask(name, request)) as deltas:
+                    async for delta in deltas:
+                        piece.hear(delta)
+                        if delta.text:
+                            yield delta.text
             run.keep(name, role, piece, self.clock() - started)
         except TimeoutError:
             late = ExpertTimeout(f"expert {name!r} did not answer within {run.roster[name].timeout_s:g} s")
@@ -165,6 +168,10 @@ class Mixture:
         except MultimoeError as error:
             logger.warning("expert failed", extra={"expert": name, "error": str(error), "request_id": request.id})
             run.keep(name, role, piece, self.clock() - started, error)
+
+
+async def _once(text: str) -> AsyncGenerator[str, None]:
+    yield text
 
 
 def _refuse_unreadable(spec: ExpertSpec, request: ChatRequest) -> None:

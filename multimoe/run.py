@@ -55,7 +55,7 @@ class Run:
         self.combine = combine
         self.clock = clock
         self.started = clock()
-        self.first_word: float | None = None
+        self.words: list[str] = []
         gated = {c.expert: c.weight for c in decision.chosen if c.expert in roster} if decision else {}
         self.chosen = chosen or gated
         self.parts: dict[str, Part] = {}
@@ -117,9 +117,13 @@ class Run:
         heard = [p.output for p in self.parts.values() if isinstance(p.output, Transcript)]
         return next((t.text for t in heard if t.text.rstrip(' "”').endswith("?")), None)
 
-    def hand_over_to(self, writer: str) -> None:
-        """What was to be the answer becomes evidence for `writer`, who has no gate weight of its own."""
+    def hand_over(self) -> None:
+        """What was to be the answer becomes evidence for a writer."""
         self.parts = {name: part.model_copy(update={"role": "evidence"}) for name, part in self.parts.items()}
+
+    def speak(self, piece: str) -> str:
+        self.words.append(piece)
+        return piece
 
     def keep(self, name: str, role: PartRole, heard: Heard, seconds: float, error: MultimoeError | None = None) -> None:
         status: Literal["ok", "error", "timeout"] = "ok"
@@ -168,7 +172,7 @@ class Run:
         text = next((p.output for p in reversed(spoken) if isinstance(p.output, Text)), None)
         perceived = [part for part in self.outputs() if not isinstance(part.output, Text)]
         return Reply(
-            text=text.text if text else self.said(),
+            text="".join(self.words),
             output=text or blend(perceived or self.outputs()),
             parts=tuple(parts),
             decision=self.decision,

@@ -1,0 +1,161 @@
+"""Start the whole product on this machine, say where it is, and leave nothing running afterwards.
+
+Joins a running Ray cluster instead when told its address; then only the applications are started and stopped.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from multimoe.config import Catalog, Server
+from multimoe.errors import BadConfig, Unavailable
+
+START_SECONDS = 300.0
+POLL_SECONDS = 0.5
+OFFLINE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_NUM_THREADS": "1",  # a second thread gains nothing beside other replicas, and spins
+    "RAY_worker_niceness": "0",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One application on its way up: `done` once it serves."""
+
+    name: str
+    done: bool
+    message: str = ""
+
+
+Report = Callable[[list[Step]], None]
+
+
+@contextmanager
+def running(catalog: Catalog, report: Report, ray_address: str | None = None) -> Iterator[str]:
+    """The product, up while the block runs; yields its base URL.
+
+    Raises BadConfig when the port is taken, Unavailable when an application does not come up.
+    """
+    _require_free(catalog.server.host, catalog.server.port)
+    catalog.home.mkdir(parents=True, exist_ok=True)
+    temp = tempfile.mkdtemp(prefix="mm-")  # short: unix socket paths inside it may not pass 107 characters
+    os.environ.update({name: os.environ.get(name, value) for name, value in OFFLINE.items()})
+    import ray
+    from ray import serve
+
+    try:
+        report([Step("ray", False)])
+        _start_ray(ray_address, temp)
+        serve.start(proxy_location="EveryNode", http_options=_http_options(catalog))
+        _deploy(catalog)
+        _wait_until_up(report)
+        yield f"http://{_reachable(catalog.server.host)}:{catalog.server.port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def serve(catalog: Catalog, host: str, port: int, ray_address: str | None = None) -> None:
+    """What `multimoe serve` does: start, say where everything is, wait for Ctrl-C, stop."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    catalog = catalog.model_copy(update={"server": Server(host=host, port=port)})
+    started = time.monotonic()
+    live = Live(console=console, refresh_per_second=8, transient=True)
+    with live, running(catalog, lambda steps: live.update(_checklist(steps)), ray_address) as url:
+        live.stop()
+        console.print(f"[green]ready[/] after {time.monotonic() - started:.0f} s; Ctrl-C stops everything")
+        print(f"page  {url}/ui/\nAPI   {url}/v1\ndocs  {url}/docs", flush=True)
+        wait_for_signal()
+        console.print("stopping …")
+
+
+def _checklist(steps: list[Step]) -> Table:
+    from rich.spinner import Spinner
+
+    table = Table.grid(padding=(0, 1))
+    for step in steps:
+        table.add_row("[green]✓[/]" if step.done else Spinner("dots"), step.name, f"[dim]{step.message[:80]}[/]")
+    return table
+
+
+def wait_for_signal() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.wait(1.0):
+        pass
+
+
+def _start_ray(address: str | None, temp: str) -> None:
+    import ray
+
+    options: dict[str, Any] = {"namespace": "serve", "log_to_driver": False, "logging_level": "warning"}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False, "_temp_dir": temp}
+    else:
+        options |= {"address": address}
+    ray.init(**options)
+
+
+def _http_options(catalog: Catalog) -> dict[str, Any]:
+    return {"host": catalog.server.host, "port": catalog.server.port}
+
+
+def _deploy(catalog: Catalog) -> None:
+    from gateway.ray_cluster import deploy
+    from gateway.render import serve_config
+    from multimoe.checkpoint import Registry
+
+    deploy(serve_config(catalog, Registry(catalog.gates).champion()))
+
+
+def _wait_until_up(report: Report) -> None:
+    from ray import serve
+
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        applications = serve.status().applications
+        steps = [Step(name, app.status == "RUNNING", app.message) for name, app in applications.items()]
+        report([Step("ray", True), *steps])
+        failed = [f"{name}: {app.message}" for name, app in applications.items() if app.status == "DEPLOY_FAILED"]
+        if failed:
+            raise Unavailable("could not start\n  " + "\n  ".join(failed))
+        if steps and all(step.done for step in steps):
+            return
+        if time.monotonic() > deadline:
+            waiting = ", ".join(step.name for step in steps if not step.done)
+            raise Unavailable(f"not up after {START_SECONDS:.0f} s: {waiting}; `multimoe doctor` may say why")
+        time.sleep(POLL_SECONDS)
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadConfig(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from error
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
