@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from multimoe.config import ExpertSpec
-from multimoe.errors import BadConfig
+from multimoe.errors import BadConfig, BadInput
 from multimoe.messages import ChatRequest
 from multimoe.outputs import Output, Usage
 
@@ -81,6 +81,9 @@ class BatchExpert(Expert):
         """Answers in the order of `requests`."""
 
     async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        if not request.modalities & self.spec.inputs:  # refused before it joins, and fails, a batch of others
+            reads = " or ".join(sorted(self.spec.inputs))
+            raise BadInput(f"expert {self.spec.name!r} reads {reads}, and the last user message holds none")
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
