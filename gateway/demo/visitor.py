@@ -90,8 +90,7 @@ class Visitor:
 
     def _streamed(self, body: Json) -> Iterator[str | Json]:
         """Pieces of text, and the routing objects between them."""
-        options: Json = {"stream": True, "stream_options": {"include_usage": True}}
-        for chunk in self.openai.chat.completions.create(**body, **options):
+        for chunk in self.openai.chat.completions.create(stream=True, stream_options={"include_usage": True}, **body):
             if info := extra(chunk):
                 yield info
             for choice in chunk.choices:
