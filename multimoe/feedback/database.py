@@ -7,6 +7,7 @@ deleted; with FULL a power cut just after a commit can bring the journal, and so
 
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,20 +28,19 @@ MIGRATION_LOCK: Final = 0x6D756C74696D6F65  # "multimoe" as a 64-bit number
 PRAGMAS: Final = ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON")
 DURABLE: Final = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}
 
-ADVICE: Final = (  # a piece of the driver's message -> what happened and what to do
-    ("locked", "another process has locked the store; try again in a few seconds"),
-    ("lock timeout", "another process has locked the store; try again in a few seconds"),
-    ("QueuePool limit", "every connection to the store is busy; try again in a few seconds"),
-    ("disk is full", "the disk of the store is full; free some space"),
-    ("No space left", "the disk of the store is full; free some space"),
-    ("read-only", "the store is read-only; make its file and folder writable, or point store.url elsewhere"),
-    ("readonly", "the store is read-only; make its file and folder writable, or point store.url elsewhere"),
-    ("malformed", "the store's file is damaged; restore a backup"),
-    ("not a database", "the store's file is no SQLite database; point store.url elsewhere"),
-    ("unable to open", "the store's file cannot be opened; check that store.url names a folder that can be written"),
-    ("disk I/O error", "the disk of the store reports an error; check the disk"),
-    ("password authentication", "the store refuses the login; check user and password in store.url"),
-    ("does not exist", "the store's database is missing; create it or check store.url"),
+LOCKED: Final = "the store is locked by another writer; try again in a few seconds"
+GONE: Final = "the store does not answer; check that its server runs and that store.url is right, then try again"
+ADVICE: Final = (  # pieces of the driver's message -> what happened and what to do
+    (("locked", "lock timeout"), LOCKED),
+    (("QueuePool limit",), "every connection to the store is busy; try again in a few seconds"),
+    (("disk is full", "No space left"), "the disk of the store is full; free some space"),
+    (("readonly", "read-only"), "the store is read-only; make its file and folder writable, or change store.url"),
+    (("malformed",), "the store's file is damaged; restore a backup"),
+    (("not a database",), "the store's file is no SQLite database; change store.url"),
+    (("unable to open",), "the store's file cannot be opened; see that store.url names a folder that can be written"),
+    (("disk I/O error",), "the disk of the store reports an error; check the disk"),
+    (("password authentication",), "the store refuses the login; check user and password in store.url"),
+    (("does not exist",), "the store's database is missing; create it or check store.url"),
 )
 
 
@@ -50,6 +50,8 @@ class Database:
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
         self.engine = _engine(_checked(url), timeout_s)
         self._writer = self.engine.execution_options(immediate=True)
+        self._timeout_s = timeout_s
+        self._turn = threading.Lock()
         try:
             self._migrate()
             if self.engine.dialect.name == "postgresql":
@@ -70,18 +72,29 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that is on disk when the block has been left. On SQLite it holds the only writer's place."""
-        with _as_unavailable(), self._writer.begin() as connection:
+        with _as_unavailable(), self._my_turn(), self._writer.begin() as connection:
             yield connection
 
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        """Threads of one process queue here: SQLite's own waiting is by sleeping and lets the unlucky starve."""
+        if self.engine.dialect.name != "sqlite":
+            yield
+            return
+        if not self._turn.acquire(timeout=self._timeout_s):
+            raise Unavailable(LOCKED, code="store_unavailable")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def _migrate(self) -> None:
-        head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
         with self.reading() as connection:
-            if _revision(connection) == head:
+            if _is_current(connection):
                 return
         with self.writing() as connection:
             _wait_for_other_migrations(connection)
-            if _revision(connection) != head:
-                _refuse_unknown(_revision(connection), str(head))
+            if not _is_current(connection):
                 _upgrade(connection)
 
     def _warn_unless_durable(self) -> None:
@@ -130,6 +143,8 @@ def _engine(url: URL, timeout_s: float) -> Engine:
 
 def _create_private(path: Path) -> None:
     """The file holds what people asked, so nobody else on the machine may read it."""
+    if str(path).startswith("file:"):
+        return  # a URI, by which SQLite itself opens a file that is there
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -153,6 +168,19 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
+def _is_current(connection: Connection) -> bool:
+    """Raises BadConfig for a schema that this code does not know."""
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    revision, head = _revision(connection), scripts.get_current_head()
+    if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
+        raise BadConfig(
+            f"the store was written by a newer multimoe: its schema is {revision!r}, this one knows up to {head!r}; "
+            "upgrade multimoe or point store.url at another store",
+            "store.url",
+        )
+    return revision == head
+
+
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
@@ -163,16 +191,6 @@ def _wait_for_other_migrations(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":  # on SQLite the write transaction is the lock
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-
-
-def _refuse_unknown(revision: str | None, head: str) -> None:
-    known = {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
-    if revision is not None and revision not in known:
-        raise BadConfig(
-            f"the store was written by a newer multimoe: its schema is {revision!r}, this one knows up to {head!r}; "
-            "upgrade multimoe or point store.url at another store",
-            "store.url",
-        )
 
 
 def _upgrade(connection: Connection) -> None:
@@ -191,6 +209,6 @@ def _as_unavailable() -> Iterator[None]:
         raise
     except (exc.DBAPIError, exc.TimeoutError) as error:
         said = str(getattr(error, "orig", None) or error)
-        advice = next((advice for needle, advice in ADVICE if needle in said), "the store does not answer; check it")
+        advice = next((advice for pieces, advice in ADVICE if any(piece in said for piece in pieces)), GONE)
         logger.warning("the store failed: %s", said)
-        raise Unavailable(f"{advice} (nothing was saved)", code="store_unavailable") from error
+        raise Unavailable(advice, code="store_unavailable") from error
