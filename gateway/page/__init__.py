@@ -1,0 +1,56 @@
+"""The page: a chat and the gate's own tab, in the browser. A client of the REST API and of nothing else.
+
+`build_page` makes it, `mount_page` puts it beside the API on the same port. It can as well run alone, elsewhere.
+"""
+
+import gradio as gr
+from fastapi import FastAPI
+
+from gateway.client import Client
+from gateway.page import look
+from gateway.page.chat import Chat
+from gateway.page.gate import Gate
+
+STATUS_SECONDS = 30
+UPLOAD = "25mb"  # per file, before the API's own and finer limits
+CONCURRENT = 32  # answers that stream at once; Gradio's default is one
+
+BRAND = f'<div class="mm-brand">{look.MARK}<b>multimoe</b><span>one question, the right experts</span></div>'
+
+
+def build_page(api_url: str, api_key: str | None = None) -> gr.Blocks:
+    """The page as a client of the API at `api_url`. Nothing is asked of the API before a browser opens the page."""
+    client = Client(api_url, api_key)
+    with gr.Blocks(title="multimoe", analytics_enabled=False, fill_width=True) as page:
+        with gr.Row(elem_classes="mm-head"):
+            gr.HTML(BRAND, elem_classes="mm-plain")
+            status = gr.HTML("", elem_classes="mm-plain")
+        with gr.Tab("Chat"):
+            chat = Chat(client)
+        with gr.Tab("Gate") as tab:
+            gate = Gate(client, chat.bridge)
+        tab.select(gate.show, None, [gate.cards, gate.job, gate.versions], api_visibility="private")
+        page.load(chat.status, None, status, show_progress="hidden", api_visibility="private")
+        page.load(chat.greet, chat.visit, [chat.preset, chat.experts], show_progress="hidden", api_visibility="private")
+        gr.Timer(STATUS_SECONDS).tick(chat.status, None, status, show_progress="hidden", api_visibility="private")
+    page.queue(default_concurrency_limit=CONCURRENT)
+    return page
+
+
+def mount_page(app: FastAPI, api_url: str, path: str = "/ui", api_key: str | None = None) -> FastAPI:
+    """Serve the page under `path` of `app`, with its look and without anything that asks other hosts."""
+    return gr.mount_gradio_app(
+        app,
+        build_page(api_url, api_key),
+        path=path,
+        theme=look.theme(),
+        css_paths=[look.STYLE],
+        head=look.HEAD,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size=UPLOAD,
+        show_error=False,
+    )

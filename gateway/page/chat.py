@@ -1,0 +1,243 @@
+"""The chat: a box to ask in, answers that stream, who gave them, and thumbs that go to the API.
+
+Everything it shows comes from the REST API through one `Client`. A visit's turns live as long as its page is open.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from gateway.client import Client, Json, chat_body
+from gateway.page import html, look
+from gateway.page.examples import Example, available
+from gateway.page.turn import ANSWER, RATED, Turn, Visit
+from multimoe.errors import MultimoeError
+
+REDRAW_SECONDS = 0.08  # a faster stream is drawn in larger pieces
+SAVED = "Stored. It counts at the next retraining."
+TAKEN_BACK = "Taken back."
+PLACEHOLDER = "Ask with words, a picture or a sound…"
+HINT = '<div class="mm-hint">Paste or drop a picture or a sound. Microphone: record, stop, tick, send.</div>'
+
+View = tuple[Any, ...]
+
+
+class Chat:
+    """Builds its part of the page where it is created; `status` and `greet` are for the page's load event."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.examples: tuple[Example, ...] = available()
+        self.visit = gr.State(Visit.begin, time_to_live=12 * 3600)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=8, min_width=300):
+                self.welcome = gr.HTML(html.welcome(self.examples), elem_classes="mm-plain")
+                self._conversation()
+            with gr.Column(scale=4, min_width=300):
+                self._options()
+                self.inspector = gr.HTML(html.inspector(None), elem_id="mm-inspector", elem_classes="mm-plain")
+        self.bridge = gr.HTML("", js_on_load=look.BRIDGE, elem_classes="mm-hidden")
+        self._wire()
+
+    def _conversation(self) -> None:
+        self.log = gr.Chatbot(
+            elem_id="mm-chat",
+            show_label=False,
+            height="calc(100dvh - 250px)",
+            min_height=380,
+            visible=False,
+            layout="bubble",
+            group_consecutive_messages=False,
+            feedback_options=None,
+            buttons=[],
+        )
+        self.ask = gr.MultimodalTextbox(
+            elem_id="mm-ask",
+            show_label=False,
+            placeholder=PLACEHOLDER,
+            file_count="multiple",
+            file_types=["image", "audio"],
+            sources=["upload", "microphone"],
+            autofocus=True,
+            max_lines=8,
+        )
+        with gr.Row(elem_classes="mm-under"):
+            gr.HTML(HINT, elem_classes="mm-plain")
+            self.only = gr.Button("Route only", size="sm", elem_classes="mm-small")
+            self.new = gr.Button("New chat", size="sm", elem_classes="mm-small")
+
+    def _options(self) -> None:
+        with gr.Accordion("Routing options", open=False, elem_id="mm-options"):
+            self.preset = gr.Radio([("Auto", "multimoe")], value="multimoe", label="Preset")
+            self.top_k = gr.Slider(0, 6, value=0, step=1, label="Experts at most", info="0 leaves it to the preset")
+            self.explore = gr.Checkbox(True, label="Let the gate explore now and then, to learn")
+            self.experts = gr.CheckboxGroup([], label="Experts", info="Untick one to leave it out")
+
+    def _wire(self) -> None:
+        asked = [self.visit, self.ask, self.preset, self.top_k, self.explore, self.experts]
+        shown = [self.welcome, self.log, self.inspector, self.ask]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        self.ask.submit(self.send, asked, shown, **quiet)
+        self.ask.stop(self.stop, self.visit, None, **quiet)
+        self.only.click(self.route_only, asked, shown, **quiet)
+        self.new.click(self.forget, self.visit, shown, **quiet)
+        example = [self.visit, self.preset, self.top_k, self.explore, self.experts]
+        self.bridge.example(self.try_example, example, shown, **quiet)
+        self.bridge.rate(self.rate, self.visit, self.log, **quiet)
+        self.bridge.inspect(self.inspect, self.visit, self.inspector, **quiet)
+
+    def greet(self, visit: Visit) -> View:
+        """Fill the options from what the API offers; an unreachable API leaves them as they are."""
+        try:
+            models, experts = self.client.models(), [html.name(expert) for expert in self.client.experts()]
+        except MultimoeError:
+            return gr.skip(), gr.skip()
+        visit.experts = tuple(experts)
+        return gr.Radio(choices=_presets(models)), gr.CheckboxGroup(choices=experts, value=experts)
+
+    def status(self) -> str:
+        try:
+            return html.status(self.client.gate(), self.client.experts())
+        except MultimoeError as error:
+            return html.status(None, (), f"Gateway offline: {error}" if error.code == "unreachable" else str(error))
+
+    def send(self, visit: Visit, box: Json, preset: str, *options: Any) -> Iterator[View]:
+        turn = _turn(box)
+        if turn is None:
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return
+        yield from self._answer(visit, turn, preset, _policy(visit, *options))
+
+    def try_example(
+        self, visit: Visit, preset: str, top_k: int, explore: bool, kept: list[str], e: gr.EventData
+    ) -> Any:
+        example = self.examples[int(e._data["number"])]
+        turn = Turn(example.text, tuple(example.files()))
+        yield from self._answer(visit, turn, preset, _policy(visit, top_k, explore, kept))
+
+    def route_only(self, visit: Visit, box: Json, preset: str, *options: Any) -> View:
+        turn = _turn(box)
+        if turn is None:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        visit.turns.append(turn)
+        visit.shown = len(visit.turns) - 1
+        try:
+            messages = chat_body(turn.text, turn.files)
+            turn.info = self.client.route(messages, preset, x_multimoe=_policy(visit, *options), user=visit.user)
+            turn.state = "routed"
+        except MultimoeError as error:
+            turn.state, turn.problem = "failed", str(error)
+        return *self._draw(visit), _box(busy=False)
+
+    def stop(self, visit: Visit) -> None:
+        """Hang up; the handler that streams notices and draws what had come."""
+        if visit.turns:
+            visit.turns[-1].state = "stopped"
+        if visit.stream:
+            visit.stream.close()
+
+    def forget(self, visit: Visit) -> View:
+        self.stop(visit)
+        visit.turns.clear()
+        return gr.HTML(visible=True), gr.Chatbot(value=[], visible=False), html.inspector(None), _box(busy=False)
+
+    def rate(self, visit: Visit, event: gr.EventData) -> list[Json]:
+        """Store a thumb or its reason; the same button again takes it back."""
+        pressed: Json = event._data
+        turn = visit.turns[int(pressed["turn"])]
+        who, value = pressed.get("expert", ANSWER), pressed["value"]
+        taken_back = turn.ratings.get(who) == value or (value == "bad" and turn.ratings.get(who, "good") != "good")
+        try:
+            if taken_back:
+                self.client.unrate(turn.completion_id, expert=who or None, user=visit.user)
+                del turn.ratings[who]
+            else:
+                label = value if value not in ("good", "bad") else None
+                self.client.feedback(turn.completion_id, RATED[value], expert=who or None, label=label, user=visit.user)
+                turn.ratings[who] = value
+            turn.note = TAKEN_BACK if taken_back else SAVED
+        except MultimoeError as error:
+            turn.note = f"Not stored: {error}"
+        return _messages(visit)
+
+    def inspect(self, visit: Visit, event: gr.EventData) -> str:
+        visit.shown = int(event._data["turn"])
+        return html.inspector(visit.turns[visit.shown])
+
+    def _answer(self, visit: Visit, turn: Turn, preset: str, policy: Json) -> Iterator[View]:
+        history = visit.history()
+        visit.turns.append(turn)
+        visit.shown = len(visit.turns) - 1
+        yield *self._draw(visit), _box(busy=True)
+        try:
+            messages = history + chat_body(turn.text, turn.files)
+            visit.stream = self.client.stream_chat(messages, preset, x_multimoe=policy, user=visit.user)
+            for _ in _paced(visit, turn):
+                yield *self._draw(visit), gr.skip()
+            turn.state = "stopped" if turn.state == "stopped" else "done"
+        except MultimoeError as error:
+            turn.state, turn.problem = "failed", str(error)
+        finally:
+            if visit.stream:
+                visit.stream.close()
+                visit.stream = None
+        yield *self._draw(visit), _box(busy=False, clear=False)
+
+    def _draw(self, visit: Visit) -> View:
+        turn = visit.turns[visit.shown] if visit.turns else None
+        return gr.HTML(visible=False), gr.Chatbot(value=_messages(visit), visible=True), html.inspector(turn)
+
+
+def _paced(visit: Visit, turn: Turn) -> Iterator[None]:
+    """Take every event of the stream, and say when it is time to draw."""
+    drawn = 0.0
+    for event in visit.stream or ():
+        if turn.state == "stopped":
+            return
+        turn.take(event)
+        if time.monotonic() - drawn > REDRAW_SECONDS:
+            drawn = time.monotonic()
+            yield
+
+
+def _turn(box: Json) -> Turn | None:
+    """What stands in the box as a question; None when it is empty."""
+    text, files = str(box.get("text") or "").strip(), tuple(box.get("files") or ())
+    return Turn(text, files) if text or files else None
+
+
+def _box(busy: bool, clear: bool = True) -> gr.MultimodalTextbox:
+    changed: Json = {"value": None} if clear else {}
+    return gr.MultimodalTextbox(submit_btn=not busy, stop_btn=busy, **changed)
+
+
+def _policy(visit: Visit, top_k: int, explore: bool, kept: list[str]) -> Json:
+    policy: Json = {"include_outputs": True}
+    if top_k:
+        policy["top_k"] = int(top_k)
+    if not explore:
+        policy["explore"] = False
+    left_out = [who for who in visit.experts if who not in kept]
+    if left_out and kept:
+        policy["exclude"] = left_out
+    return policy
+
+
+def _messages(visit: Visit) -> list[Json]:
+    """The turns as the chatbot takes them: question, answer, and what stands under it."""
+    drawn: list[Json] = []
+    for number, turn in enumerate(visit.turns):
+        asked: list[Any] = [{"path": file} for file in turn.files]
+        drawn.append({"role": "user", "content": [*asked, turn.text] if turn.text else asked})
+        if turn.answer:
+            drawn.append({"role": "assistant", "content": turn.answer})
+        drawn.append({"role": "assistant", "content": gr.HTML(html.footer(turn, number), render=False)})
+    return drawn
+
+
+def _presets(models: list[Json]) -> list[tuple[str, str]]:
+    named = [str(model["id"]) for model in models if str(model["id"]).startswith("multimoe:")]
+    rest = [(each.removeprefix("multimoe:").capitalize(), each) for each in named if each != "multimoe:latest"]
+    return [("Auto", "multimoe"), *rest]

@@ -1,0 +1,72 @@
+"""The gate's tab: which version answers, what came of each retraining, and the buttons to retrain and to go back."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from gateway.client import Client, Json
+from gateway.page import html
+from multimoe.errors import MultimoeError
+
+POLL_SECONDS = 0.7
+ENDED = ("done", "succeeded", "failed")
+
+View = tuple[Any, ...]
+
+
+class Gate:
+    """Builds its part of the page where it is created. `bridge` is where the buttons of the table report to."""
+
+    def __init__(self, client: Client, bridge: gr.HTML) -> None:
+        self.client = client
+        self.cards = gr.HTML("", elem_classes="mm-plain")
+        with gr.Row(elem_classes="mm-under"):
+            self.retrain = gr.Button("Retrain from ratings", variant="primary", size="md", min_width=180, scale=0)
+            self.back = gr.Button("Roll back", size="md", min_width=120, scale=0)
+            self.refresh = gr.Button("Refresh", size="md", min_width=100, scale=0)
+        self.job = gr.HTML("", elem_classes="mm-plain")
+        self.versions = gr.HTML("", elem_classes="mm-plain")
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        shown = [self.cards, self.job, self.versions]
+        self.retrain.click(self.train, None, shown, **quiet)
+        self.back.click(self.roll_back, None, shown, **quiet)
+        self.refresh.click(self.show, None, shown, **quiet)
+        bridge.promote(self.promote, None, shown, **quiet)
+
+    def show(self, said: str = "") -> View:
+        """Everything anew; `said` is the line between buttons and table."""
+        try:
+            gate, versions, stats = self.client.gate(), self.client.versions(), self.client.stats()
+        except MultimoeError as error:
+            return gr.skip(), html.problem(str(error)), gr.skip()
+        return html.gate_cards(gate, stats), said, html.versions(versions, gate.get("version"))
+
+    def train(self) -> Iterator[View]:
+        """Start a retraining and follow it to its end."""
+        try:
+            job: Json = {"status": "running"}
+            job_id = self.client.train()
+            while job.get("status") not in ENDED:
+                yield gr.skip(), html.job(job), gr.skip()
+                time.sleep(POLL_SECONDS)
+                job = self.client.job(job_id)
+        except MultimoeError as error:
+            yield gr.skip(), html.problem(str(error)), gr.skip()
+            return
+        yield self.show(html.job(job))
+
+    def promote(self, event: gr.EventData) -> View:
+        version = int(event._data["version"])
+        return self._change(lambda: self.client.promote(version))
+
+    def roll_back(self) -> View:
+        return self._change(self.client.rollback)
+
+    def _change(self, ask: Any) -> View:
+        try:
+            ask()
+            return self.show(html.done(f"Gate {self.client.gate().get('version')} answers now."))
+        except MultimoeError as error:
+            return gr.skip(), html.problem(str(error)), gr.skip()

@@ -1,0 +1,98 @@
+"""How the page looks and what it may load: theme, style sheet, and a policy that lets the browser ask only this host."""
+
+from pathlib import Path
+
+import gradio as gr
+
+STYLE = Path(__file__).with_name("page.css")
+
+SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "Menlo", "Consolas", "monospace")
+
+MARK = (
+    '<svg viewBox="0 0 32 32" width="26" height="26" aria-hidden="true" fill="none" stroke-linecap="round">'
+    '<path d="M6 7c8 0 8 9 14 9" stroke="#2F6DB5" stroke-width="3"/>'
+    '<path d="M6 16h14" stroke="#D9822B" stroke-width="3"/>'
+    '<path d="M6 25c8 0 8-9 14-9" stroke="#1E8E6E" stroke-width="3"/>'
+    '<circle cx="24" cy="16" r="4.5" fill="currentColor"/></svg>'
+)
+ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E"
+    "%3Ccircle cx='16' cy='16' r='12' fill='%231F6F5C'/%3E%3C/svg%3E"
+)
+# An answer may contain a picture's address; the browser must not fetch it and so tell somebody what was asked.
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+HEAD = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="{ICON}">'
+
+# One listener for every button made by `html.py`; it lives as long as the page.
+BRIDGE = """
+document.addEventListener('click', event => {
+  const button = event.target.closest('[data-do]');
+  if (!button) return;
+  const data = {...button.dataset};
+  if (data.do === 'copy') {
+    navigator.clipboard?.writeText(data.text);
+    button.textContent = 'Copied';
+    return;
+  }
+  if (data.do === 'inspect')
+    document.querySelector('#mm-inspector')?.scrollIntoView({behavior: 'smooth', block: 'nearest'});
+  ({rate: () => trigger('rate', data), inspect: () => trigger('inspect', data),
+    example: () => trigger('example', data), promote: () => trigger('promote', data)})[data.do]?.();
+});
+"""
+
+
+def theme() -> gr.themes.Base:
+    paper = gr.themes.Color(
+        "#FCFBF8", "#F7F5F0", "#EFECE4", "#E3DFD5", "#C9C4B8", "#979185", "#6F6A60", "#524E46", "#35322D", "#211F1C",
+        "#171614", name="paper",
+    )  # fmt: skip
+    pine = gr.themes.Color(
+        "#EFF7F4", "#DCEFE8", "#BCDFD2", "#8FC7B3", "#5CAB91", "#388C72", "#1F6F5C", "#1A5B4C", "#174A3F", "#123B32",
+        "#0A2620", name="pine",
+    )  # fmt: skip
+    base = gr.themes.Base(
+        primary_hue=pine,
+        secondary_hue=pine,
+        neutral_hue=paper,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=[gr.themes.Font(name) for name in SANS],
+        font_mono=[gr.themes.Font(name) for name in MONO],
+    )
+    return base.set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        background_fill_primary_dark="*neutral_900",
+        background_fill_secondary="*neutral_100",
+        block_background_fill="#FFFFFF",
+        block_background_fill_dark="*neutral_900",
+        block_border_color="*neutral_200",
+        block_border_color_dark="*neutral_800",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+        block_label_border_width="0px",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_text_color="#FFFFFF",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_secondary_background_fill="#FFFFFF",
+        button_secondary_background_fill_hover="*neutral_100",
+        button_secondary_border_color="*neutral_300",
+        button_border_width="1px",
+        input_background_fill="#FFFFFF",
+        input_background_fill_dark="*neutral_900",
+        input_border_color="*neutral_200",
+        slider_color="*primary_600",
+        slider_color_dark="*primary_400",
+        checkbox_label_background_fill="transparent",
+        checkbox_background_color_selected="*primary_600",
+        body_text_color="*neutral_900",
+        body_text_color_dark="*neutral_100",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+    )
