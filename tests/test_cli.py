@@ -194,6 +194,36 @@ def test_no_server_exits_with_4_and_says_what_to_start() -> None:
     assert "multimoe serve" in done.stderr
 
 
+def offline(tmp_path: Path, *words: str) -> Result:
+    """A command with a catalog whose server does not run."""
+    catalog = {
+        "home": str(tmp_path),
+        "server": {"port": 9},
+        "gate": {"encoders": {}},
+        "experts": [
+            {"name": "e", "backend": "a:B", "inputs": ["text"], "output": "text", "card": {"description": "Any."}}
+        ],
+    }
+    (file := tmp_path / "catalog.yaml").write_text(json.dumps(catalog))
+    return CliRunner().invoke(app, [*words, "--catalog", str(file)])
+
+
+def test_gate_versions_are_read_from_their_folders_when_no_server_runs(tmp_path: Path) -> None:
+    done = offline(tmp_path, "gate", "list", "--json")
+    assert [(v["version"], v["aliases"]) for v in json.loads(done.stdout)] == [(0, ["champion"])]
+    assert "working on" in done.stderr
+
+
+def test_a_rollback_with_nothing_before_is_refused_without_a_server_too(tmp_path: Path) -> None:
+    done = offline(tmp_path, "gate", "rollback")
+    assert done.exit_code == 1
+    assert "go back to" in done.stderr
+
+
+def test_a_named_server_that_is_away_is_not_replaced_by_the_folders() -> None:
+    assert CliRunner().invoke(app, ["gate", "list", "--url", "http://127.0.0.1:9"]).exit_code == 4
+
+
 def test_debug_shows_where_an_error_came_from() -> None:
     done = CliRunner().invoke(app, ["experts", "list", "--debug", "--url", "http://127.0.0.1:9"])
     assert done.exception is not None

@@ -1,17 +1,23 @@
 """`multimoe gate`: the versions of the gate, and making, promoting and undoing one.
 
-Training runs in the product where one is up, else here, from the same store into the same versions.
+Where a product is up it is asked; else, unless --url names one, the work is done here on the same store and folders.
 """
 
 import time
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.cli.console import NOT_BETTER, AsJson, Json, err, print_json, print_table
 from gateway.cli.session import Session, session
-from multimoe.errors import MultimoeError, Unavailable
+from multimoe.errors import MultimoeError
+
+if TYPE_CHECKING:
+    from gateway.client import Client
+    from gateway.offline import OfflineGates
 
 app = typer.Typer(name="gate", help="See, train, promote and roll back versions of the gate.", no_args_is_help=True)
 
@@ -23,8 +29,8 @@ Version = Annotated[int, typer.Argument(min=0, help="A version, as `multimoe gat
 @app.command("list")
 def list_versions(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Every version, when and from how many ratings it was made, and which one serves."""
-    with session(ctx).client() as client:
-        versions = client.versions()
+    with gates(session(ctx)) as at:
+        versions = at.versions()
     if as_json:
         print_json(versions)
         return
@@ -38,22 +44,18 @@ def show(
     version: Annotated[int | None, typer.Argument(min=0, help="Default: the version that serves.")] = None,
 ) -> None:
     """One version with its manifest, as JSON."""
-    with session(ctx).client() as client:
-        print_json(client.gate() if version is None else _one(client.versions(), version))
+    with gates(session(ctx)) as at:
+        print_json(at.gate() if version is None else _one(at.versions(), version))
 
 
 @app.command()
 def train(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Learn from the ratings, judge on later ones, promote only what is better. Exits 3 when nothing is promoted."""
-    asked = session(ctx)
-    with progress() as shown:
-        try:
-            manifest = _in_the_product(asked, shown)
-        except Unavailable as error:
-            if error.code != "unreachable":
-                raise
-            err().print(f"nothing answers at {asked.url}; training here", style="dim", markup=False)
-            manifest = _here(asked, shown)
+    from gateway.offline import OfflineGates
+
+    with gates(session(ctx)) as at, progress() as bar:
+        follow = Follow(bar)
+        manifest = at.retrain(follow) if isinstance(at, OfflineGates) else _in_the_product(at, follow)
     print_json(manifest) if as_json else typer.echo(verdict(manifest))
     if not manifest.get("promoted"):
         raise typer.Exit(NOT_BETTER)
@@ -62,18 +64,32 @@ def train(ctx: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def promote(ctx: typer.Context, version: Version) -> None:
     """Serve this version from now on, whatever its figures say."""
-    with session(ctx).client() as client:
-        client.promote(version)
+    with gates(session(ctx)) as at:
+        at.promote(version)
     typer.echo(f"gate {version} serves")
 
 
 @app.command()
 def rollback(ctx: typer.Context) -> None:
     """Serve the version again that served before."""
-    with session(ctx).client() as client:
-        client.rollback()
-        now = client.gate()
+    with gates(session(ctx)) as at:
+        at.rollback()
+        now = at.gate()
     typer.echo(f"gate {now.get('version')} serves")
+
+
+@contextmanager
+def gates(asked: Session) -> "Iterator[Client | OfflineGates]":
+    """The running product; where none was named and none answers, the folders it would serve from."""
+    with asked.client() as client:
+        if asked.given_url is not None or _answers(client):
+            yield client
+            return
+    from gateway.offline import OfflineGates
+
+    catalog = asked.catalog()
+    err().print(f"nothing answers at {asked.url}; working on {catalog.home}", style="dim", markup=False, soft_wrap=True)
+    yield OfflineGates(catalog)
 
 
 class Follow:
@@ -106,20 +122,21 @@ def result(job: Json) -> Json:
     return dict(job.get("result") or {})
 
 
-def _in_the_product(asked: Session, bar: Progress) -> Json:
-    with asked.client() as client:
-        job_id = client.train()
-        follow = Follow(bar)
-        while (job := client.job(job_id))["status"] == "running":
-            follow(job.get("progress", 0.0), job.get("message", ""))
-            time.sleep(POLL_SECONDS)
+def _answers(client: "Client") -> bool:
+    """Whether anything listens there, in whatever state."""
+    try:
+        client.gate()
+    except MultimoeError as error:
+        return error.code != "unreachable"
+    return True
+
+
+def _in_the_product(client: "Client", follow: Follow) -> Json:
+    job_id = client.train()
+    while (job := client.job(job_id))["status"] == "running":
+        follow(job.get("progress", 0.0), job.get("message", ""))
+        time.sleep(POLL_SECONDS)
     return result(job)
-
-
-def _here(asked: Session, bar: Progress) -> Json:
-    from gateway.offline import retrain_here
-
-    return dict(retrain_here(asked.catalog(), Follow(bar)).model_dump(mode="json"))
 
 
 def _one(versions: list[Json], version: int) -> Json:
