@@ -28,7 +28,7 @@ from multimoe.feedback.rows import interaction_row, load, outcome_rows, rating_r
 from multimoe.feedback.stats import stats_of
 from multimoe.feedback.tables import RATING_KEY, history, interactions, outcomes, ratings
 
-CHUNK = 200  # interactions read in one transaction: 1 to 2 MB with their embeddings
+CHUNK = 200  # interactions read in one transaction: about 1 MB with their embeddings
 
 
 def _utc_now() -> datetime:
