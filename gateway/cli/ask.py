@@ -114,8 +114,8 @@ def routing_line(info: Json) -> str:
         + ("" if e.get("status", "ok") == "ok" else f" {e['status']}")
         for e in info.get("experts", [])
     )
-    gate = f"gate {info.get('gate', {}).get('version', '?')}"
-    return " · ".join((who, f"{latency_ms(info):.0f} ms", gate, str(info.get("completion_id", ""))))
+    version = f"gate {gate['version']}" if (gate := info.get("gate")) else "not routed"
+    return " · ".join((who, f"{latency_ms(info):.0f} ms", version, str(info.get("completion_id", ""))))
 
 
 def latency_ms(info: Json) -> float:
