@@ -217,10 +217,10 @@ def load(path: Path) -> Catalog:
     MULTIMOE_HOME and MULTIMOE_WEIGHTS stand above the file for the two paths that differ by machine.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadConfig(f"cannot read the catalog {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise BadConfig(f"{path} holds {type(tree).__name__}, not a mapping of settings")
@@ -253,7 +253,7 @@ def _explain(model: type[Settings], problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
         return f"{where}: unknown key {key!r}{_nearest(key, _keys_at(model, problem['loc'][:-1]))}"
-    return f"{where}: {problem['msg']} (got {problem['input']!r:.80})"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r:.80})"
 
 
 def _keys_at(model: type[BaseModel], steps: tuple[int | str, ...]) -> list[str]:
