@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
-from multimoe.config import Catalog, Server
+from multimoe.config import Catalog
 from multimoe.errors import BadConfig, Unavailable
 
 START_SECONDS = 300.0
@@ -71,32 +69,6 @@ def running(catalog: Catalog, report: Report, ray_address: str | None = None) ->
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def serve(catalog: Catalog, host: str, port: int, ray_address: str | None = None) -> None:
-    """What `multimoe serve` does: start, say where everything is, wait for Ctrl-C, stop."""
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(stderr=True)
-    catalog = catalog.model_copy(update={"server": Server(host=host, port=port)})
-    started = time.monotonic()
-    live = Live(console=console, refresh_per_second=8, transient=True)
-    with live, running(catalog, lambda steps: live.update(_checklist(steps)), ray_address) as url:
-        live.stop()
-        console.print(f"[green]ready[/] after {time.monotonic() - started:.0f} s; Ctrl-C stops everything")
-        print(f"page  {url}/ui/\nAPI   {url}/v1\ndocs  {url}/docs", flush=True)
-        wait_for_signal()
-        console.print("stopping …")
-
-
-def _checklist(steps: list[Step]) -> Table:
-    from rich.spinner import Spinner
-
-    table = Table.grid(padding=(0, 1))
-    for step in steps:
-        table.add_row("[green]✓[/]" if step.done else Spinner("dots"), step.name, f"[dim]{step.message[:80]}[/]")
-    return table
-
-
 def wait_for_signal() -> None:
     """Until Ctrl-C or SIGTERM."""
     stop = threading.Event()
@@ -126,7 +98,7 @@ def _deploy(catalog: Catalog) -> None:
     from gateway.render import serve_config
     from multimoe.checkpoint import Registry
 
-    deploy(serve_config(catalog, Registry(catalog.gates).champion()))
+    deploy(serve_config(catalog, Registry(catalog.gates).sound_champion()))
 
 
 def _wait_until_up(report: Report) -> None:

@@ -1,0 +1,165 @@
+"""The product on a real Ray cluster of two nodes: experts placed, scaled, added and removed while it answers."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway.client import Client
+from gateway.demo.product import free_port
+from multimoe.config import Catalog, ExpertSpec
+from multimoe.expert import FindWeights
+
+pytestmark = [pytest.mark.cluster, pytest.mark.weights, pytest.mark.timeout(400)]
+
+PATIENCE = 60.0  # seconds
+
+
+def echo(name: str, node: str, low: int = 1) -> ExpertSpec:
+    """An echo expert that only fits on the node that has the resource `node`."""
+    return ExpertSpec.model_validate(
+        {
+            "name": name,
+            "backend": "experts.echo:Echo",
+            "inputs": ["text"],
+            "output": "text",
+            "card": {"description": f"Echoes on the {node} node."},
+            "serve": {
+                "autoscaling_config": {"min_replicas": low, "max_replicas": 3, "upscale_delay_s": 0.5},
+                "ray_actor_options": {"resources": {node: 0.1}},
+            },
+        }
+    )
+
+
+@dataclass
+class Load:
+    """A steady trickle of questions; every reply's status and gate version is kept."""
+
+    url: str
+    statuses: Counter[int | str] = field(default_factory=Counter)
+    versions: set[int] = field(default_factory=set)
+    wrong: list[str] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        body = {"model": "multimoe", "messages": [{"role": "user", "content": "one two three"}]}
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            while not self._over.is_set():
+                try:
+                    reply = client.post("/v1/chat/completions", json=body)
+                except httpx.HTTPError as error:
+                    self.statuses[type(error).__name__] += 1
+                    continue
+                self.statuses[reply.status_code] += 1
+                if reply.is_success:
+                    said = reply.json()
+                    self.versions.add(said["x_multimoe"]["gate"]["version"])
+                    if said["choices"][0]["message"]["content"] != "one two three":
+                        self.wrong.append(said["choices"][0]["message"]["content"])
+                time.sleep(0.02)
+
+    def __enter__(self) -> "Load":
+        self._threads = [threading.Thread(target=self.run) for _ in range(2)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def product(
+    catalog: Catalog, weights: FindWeights, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Catalog]]:
+    """Two nodes on this machine, `left` and `right`, with an echo expert on each."""
+    from ray.cluster_utils import Cluster
+
+    from gateway.launch import running
+
+    home = tmp_path_factory.mktemp("home")
+    experts = tuple(echo(side, side) for side in ("left", "right"))
+    tree = catalog.model_copy(update={"home": home, "experts": experts}).model_dump(mode="json")
+    small = Catalog.model_validate(tree | {"server": {"host": "127.0.0.1", "port": free_port()}})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"left": 1}})
+    cluster.add_node(num_cpus=2, resources={"right": 1})
+    try:
+        with running(small, lambda _: None, ray_address=cluster.address) as url:
+            yield url, small
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def client(product: tuple[str, Catalog]) -> Iterator[Client]:
+    with Client(product[0]) as client:
+        yield client
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
+        time.sleep(0.2)
+
+
+def test_experts_run_on_both_nodes(client: Client) -> None:
+    until(lambda: all(client.expert(name)["state"]["state"] == "ready" for name in ("left", "right")), "both ready")
+    left, right = (client.expert(name)["state"]["nodes"] for name in ("left", "right"))
+    assert len(left) == len(right) == 1
+    assert left != right
+
+
+def test_a_named_expert_answers_wherever_it_runs(product: tuple[str, Catalog]) -> None:
+    body = {"model": "multimoe/right", "messages": [{"role": "user", "content": "over there"}]}
+    reply = httpx.post(f"{product[0]}/v1/chat/completions", json=body, timeout=60)
+    assert reply.json()["choices"][0]["message"]["content"] == "over there"
+
+
+def test_experts_are_scaled_added_and_removed_without_a_failed_request(
+    product: tuple[str, Catalog], client: Client
+) -> None:
+    with Load(product[0]) as load:
+        client.scale("left", 2, 3)
+        until(lambda: client.expert("left")["state"]["replicas"] >= 2, "a second replica")
+        client.add_expert(echo("newcomer", "right").model_dump(mode="json"))
+        until(lambda: client.expert("newcomer")["state"]["state"] == "ready", "the newcomer")
+        route = client.route([{"role": "user", "content": "Echo on the right node"}])
+        client.remove_expert("newcomer")
+        until(lambda: all(e["name"] != "newcomer" for e in client.experts()), "the newcomer gone")
+        client.scale("left", 1, 3)
+    assert set(load.statuses) == {200}, load.statuses
+    assert sum(load.statuses.values()) > 20
+    assert not load.wrong
+    assert "newcomer" in json.dumps(route)
+
+
+def test_the_gate_is_swapped_in_place_without_a_failed_request(product: tuple[str, Catalog], client: Client) -> None:
+    url, catalog = product
+    write_versions(catalog, 2)
+    with Load(url) as load:
+        for version in (1, 2, 1, 0, 2):
+            began = sum(load.statuses.values())
+            client.promote(version)
+            until(lambda began=began: sum(load.statuses.values()) > began + 4, "some answers")  # type: ignore[misc]
+    assert set(load.statuses) == {200}, load.statuses
+    assert load.versions == {0, 1, 2}
+    assert client.gate()["version"] == 2
+
+
+def write_versions(catalog: Catalog, count: int) -> None:
+    """Gate versions that know nothing more than the cards, but carry a number of their own."""
+    from multimoe.checkpoint import Manifest, Registry
+    from multimoe.gate import Learned
+
+    for _ in range(count):
+        Registry(catalog.gates).write(Learned().rows([spec.name for spec in catalog.experts]), Manifest())
