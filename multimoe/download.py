@@ -18,7 +18,6 @@ import httpx
 
 from multimoe.errors import WeightsError
 
-CHUNK = 2**18  # bytes between two reports
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt
 TIMEOUT = 30.0  # seconds without a byte before a connection counts as cut
 
@@ -98,7 +97,7 @@ def _fetch_rest(client: httpx.Client, url: str, target: Path, report: Report, st
         total = there + int(length) if length else None
         with target.open("ab" if resumed else "wb") as file:
             report(there, total)
-            for chunk in response.iter_bytes(CHUNK):
+            for chunk in response.iter_raw():  # as it arrives: a larger chunk would be lost with its connection
                 if stop.is_set():
                     raise Stopped
                 file.write(chunk)

