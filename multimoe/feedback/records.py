@@ -34,7 +34,7 @@ class Outcome(Frozen):
     """What one expert did for an answer. `text` is what it said itself, kept only where texts are kept."""
 
     expert: str
-    role: Literal["answer", "evidence", "skipped"]
+    role: Literal["answer", "evidence", "aside", "skipped"]
     weight: float
     status: Literal["ok", "error", "timeout", "skipped"]
     latency_ms: float = 0.0
