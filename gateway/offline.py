@@ -23,8 +23,8 @@ class OfflineGates:
         self.registry = Registry(catalog.gates)
 
     def versions(self) -> list[Json]:
-        """All of them, a damaged one with what is wrong with it as its `reason`."""
-        return [self._told(version) for version in self.registry.versions()]
+        """Newest first; a damaged one says so as its `reason`."""
+        return [self._told(version) for version in reversed(self.registry.versions())]
 
     def gate(self) -> Json:
         return self._told(self.registry.champion())

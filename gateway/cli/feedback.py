@@ -31,7 +31,7 @@ def stats(ctx: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     ctx: typer.Context,
-    format: Annotated[str, typer.Option(help="jsonl or csv.")] = "jsonl",
+    format: Annotated[str, typer.Option(help="jsonl, csv, trl-kto, trl-dpo or vw.")] = "jsonl",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file; default: standard output.")] = None,
 ) -> None:
     """Every rating with the decision it rates."""
