@@ -1,0 +1,204 @@
+"""The wire: what clients send, as OpenAI wrote it down, plus our own `x_multimoe`. Only shapes; meaning is `wire`'s.
+
+Unknown fields are ignored, as every compatible server must (clients send tools, metadata and more), except inside
+`x_multimoe`, where an unknown key is a typing mistake and is refused with the nearest right one.
+"""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, field_validator, model_validator
+
+from multimoe.reply import Combine
+
+INT64 = 2**63
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TextContent(Wire):
+    type: Literal["text"]
+    text: str
+
+
+class Url(Wire):
+    url: str
+
+
+class ImageContent(Wire):
+    """`url` is a `data:` URL; `detail` is accepted and ignored."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[Url, BeforeValidator(lambda url: {"url": url} if isinstance(url, str) else url)]
+
+
+class InputAudio(Wire):
+    """`data` is base64; `format` wav, mp3, flac, ogg, webm or m4a."""
+
+    data: str
+    format: str
+
+
+class AudioContent(Wire):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+class AudioUrlContent(Wire):
+    """As vLLM has it; `url` is a `data:` URL."""
+
+    type: Literal["audio_url"]
+    audio_url: Annotated[Url, BeforeValidator(lambda url: {"url": url} if isinstance(url, str) else url)]
+
+
+class RefusalContent(Wire):
+    """What an assistant once declined to say; it is part of a history and nothing more."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+ContentPart = Annotated[
+    TextContent | ImageContent | AudioContent | AudioUrlContent | RefusalContent, Field(discriminator="type")
+]
+
+
+def _parts(content: Any) -> Any:
+    if content is None:
+        return []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+Content = Annotated[
+    list[ContentPart],
+    FailFast(),
+    BeforeValidator(_parts, json_schema_input_type=str | list[ContentPart] | None),
+]
+
+
+class WireMessage(Wire):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content = []
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+
+
+class Options(BaseModel):
+    """What `x_multimoe` may ask of one request; what is left out is the catalog's default.
+
+    `experts` keeps only these and `exclude` drops these, by name or `multimoe/NAME`. `combine`: "weighted" blends,
+    "best" takes the weightiest, "all" lists everybody's. `preference` runs from 0 (cheapest) to 1 (best). `max_cost` in
+    US$. `gate` is a version or an alias. `include_outputs` puts each expert's own output into the reply.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top_k: int | None = Field(default=None, ge=1, le=16)
+    strategy: str | None = None
+    temperature: float | None = Field(default=None, gt=0)
+    experts: tuple[str, ...] = Field(default=(), max_length=64)
+    exclude: tuple[str, ...] = Field(default=(), max_length=64)
+    combine: Combine | None = None
+    explore: bool | None = None
+    preference: float | None = Field(default=None, ge=0, le=1)
+    max_cost: float | None = Field(default=None, ge=0)
+    max_latency_ms: float | None = Field(default=None, ge=0)
+    gate: int | str | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    include_outputs: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_key(cls, tree: Any) -> Any:
+        known = list(cls.model_fields)
+        for key in tree if isinstance(tree, dict) else ():
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"
+                raise ValueError(f"unknown key {str(key)[:64]!r}; {hint}")
+        return tree
+
+
+class ChatBody(Wire):
+    """POST /v1/chat/completions. `model`: `multimoe`, a preset `multimoe:NAME`, or one expert `multimoe/NAME`.
+
+    `tools` and every other field of OpenAI's that is not listed are accepted and ignored.
+    """
+
+    model: str = "multimoe"
+    messages: Annotated[list[WireMessage], FailFast()] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    stop: Annotated[tuple[str, ...], BeforeValidator(lambda s: (s,) if isinstance(s, str) else s or ())] = Field(
+        default=(), max_length=16
+    )
+    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
+    n: int | None = Field(default=None, ge=1)
+    user: str | None = Field(default=None, max_length=128)
+    x_multimoe: Options | None = None
+
+    @field_validator("n")
+    @classmethod
+    def _one_answer(cls, n: int | None) -> int | None:
+        if n is not None and n > 1:
+            raise ValueError('only n=1 is served; x_multimoe {"combine": "all"} gives several experts\' answers')
+        return n
+
+
+class EmbeddingBody(Wire):
+    """POST /v1/embeddings. `input` is a text or a list of texts."""
+
+    model: str = "multimoe-embed"
+    input: str | list[Any] = Field(json_schema_extra={"items": {"type": "string"}})
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
+class Scale(BaseModel):
+    """How many replicas an expert may have; `min_replicas` 0 lets it sleep until it is asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_replicas: int = Field(ge=0, le=1000)
+    max_replicas: int = Field(ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Scale":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+
+class RatingBody(BaseModel):
+    """POST /v1/feedback. Rating the same thing again as the same `user` replaces the earlier rating.
+
+    `score` runs from 0 (bad) to 1 (good): a thumb is 1 or 0, n of five stars (n - 1) / 4. `target` "expert" rates the
+    `expert`'s own part; "comparison" says which expert or answer was `preferred` to the `rejected` ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    completion_id: str
+    target: Literal["answer", "expert", "comparison"] = "answer"
+    expert: str | None = None
+    name: str = "user_rating"
+    score: float | None = Field(default=None, ge=0, le=1)
+    label: str | None = None
+    comment: str | None = None
+    user: str | None = None
+    preferred: str | None = None
+    rejected: tuple[str, ...] = ()
+
+
+class Promotion(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(ge=0, lt=2**31)
