@@ -3,12 +3,14 @@
 `build_page` makes it, `mount_page` puts it beside the API on the same port. It can as well run alone, elsewhere.
 """
 
+from typing import cast
+
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 from gateway.client import Client
 from gateway.page import look
-from gateway.page.chat import Chat
+from gateway.page.chat import Chat, plain
 from gateway.page.gate import Gate
 
 STATUS_SECONDS = 30
@@ -23,8 +25,8 @@ def build_page(api_url: str, api_key: str | None = None) -> gr.Blocks:
     client = Client(api_url, api_key)
     with gr.Blocks(title="multimoe", analytics_enabled=False, fill_width=True) as page:
         with gr.Row(elem_classes="mm-head"):
-            gr.HTML(BRAND, elem_classes="mm-plain")
-            status = gr.HTML("", elem_classes="mm-plain")
+            plain(BRAND)
+            status = plain("")
         with gr.Tab("Chat"):
             chat = Chat(client)
         with gr.Tab("Gate") as tab:
@@ -32,14 +34,17 @@ def build_page(api_url: str, api_key: str | None = None) -> gr.Blocks:
         tab.select(gate.show, None, [gate.cards, gate.job, gate.versions], api_visibility="private")
         page.load(chat.status, None, status, show_progress="hidden", api_visibility="private")
         page.load(chat.greet, chat.visit, [chat.preset, chat.experts], show_progress="hidden", api_visibility="private")
+        for change in gate.changes:
+            change.then(chat.status, None, status, show_progress="hidden", api_visibility="private")
         gr.Timer(STATUS_SECONDS).tick(chat.status, None, status, show_progress="hidden", api_visibility="private")
     page.queue(default_concurrency_limit=CONCURRENT)
-    return page
+    return cast(gr.Blocks, page)
 
 
 def mount_page(app: FastAPI, api_url: str, path: str = "/ui", api_key: str | None = None) -> FastAPI:
     """Serve the page under `path` of `app`, with its look and without anything that asks other hosts."""
-    return gr.mount_gradio_app(
+    app.get("/favicon.ico", include_in_schema=False)(_icon)  # browsers ask for it at the root, whatever the page says
+    mounted: FastAPI = gr.mount_gradio_app(
         app,
         build_page(api_url, api_key),
         path=path,
@@ -54,3 +59,8 @@ def mount_page(app: FastAPI, api_url: str, path: str = "/ui", api_key: str | Non
         max_file_size=UPLOAD,
         show_error=False,
     )
+    return mounted
+
+
+def _icon() -> Response:
+    return Response(look.ICON, media_type="image/svg+xml")

@@ -10,18 +10,27 @@ from typing import Any
 import gradio as gr
 
 from gateway.client import Client, Json, chat_body
-from gateway.page import html, look
+from gateway.page import look
+from gateway.page.answer import footer
 from gateway.page.examples import Example, available
+from gateway.page.html import name
+from gateway.page.inspector import inspector
 from gateway.page.turn import ANSWER, RATED, Turn, Visit
+from gateway.page.welcome import status, welcome
 from multimoe.errors import MultimoeError
 
 REDRAW_SECONDS = 0.08  # a faster stream is drawn in larger pieces
 SAVED = "Stored. It counts at the next retraining."
 TAKEN_BACK = "Taken back."
-PLACEHOLDER = "Ask with words, a picture or a sound…"
+PLACEHOLDER = "Ask, paste, drop or record…"
 HINT = '<div class="mm-hint">Paste or drop a picture or a sound. Microphone: record, stop, tick, send.</div>'
 
 View = tuple[Any, ...]
+
+
+def plain(html: str, **options: Any) -> gr.HTML:
+    """HTML as it is, without Gradio's own style on top."""
+    return gr.HTML(html, apply_default_css=False, elem_classes="mm-plain", **options)
 
 
 class Chat:
@@ -33,11 +42,11 @@ class Chat:
         self.visit = gr.State(Visit.begin, time_to_live=12 * 3600)
         with gr.Row(equal_height=False):
             with gr.Column(scale=8, min_width=300):
-                self.welcome = gr.HTML(html.welcome(self.examples), elem_classes="mm-plain")
+                self.welcome = plain(welcome(self.examples))
                 self._conversation()
             with gr.Column(scale=4, min_width=300):
                 self._options()
-                self.inspector = gr.HTML(html.inspector(None), elem_id="mm-inspector", elem_classes="mm-plain")
+                self.inspector = plain(inspector(None), elem_id="mm-inspector")
         self.bridge = gr.HTML("", js_on_load=look.BRIDGE, elem_classes="mm-hidden")
         self._wire()
 
@@ -60,11 +69,10 @@ class Chat:
             file_count="multiple",
             file_types=["image", "audio"],
             sources=["upload", "microphone"],
-            autofocus=True,
             max_lines=8,
         )
         with gr.Row(elem_classes="mm-under"):
-            gr.HTML(HINT, elem_classes="mm-plain")
+            plain(HINT)
             self.only = gr.Button("Route only", size="sm", elem_classes="mm-small")
             self.new = gr.Button("New chat", size="sm", elem_classes="mm-small")
 
@@ -91,7 +99,7 @@ class Chat:
     def greet(self, visit: Visit) -> View:
         """Fill the options from what the API offers; an unreachable API leaves them as they are."""
         try:
-            models, experts = self.client.models(), [html.name(expert) for expert in self.client.experts()]
+            models, experts = self.client.models(), [name(expert) for expert in self.client.experts()]
         except MultimoeError:
             return gr.skip(), gr.skip()
         visit.experts = tuple(experts)
@@ -99,9 +107,9 @@ class Chat:
 
     def status(self) -> str:
         try:
-            return html.status(self.client.gate(), self.client.experts())
+            return status(self.client.gate(), self.client.experts())
         except MultimoeError as error:
-            return html.status(None, (), f"Gateway offline: {error}" if error.code == "unreachable" else str(error))
+            return status(None, (), f"Gateway offline: {error}" if error.code == "unreachable" else str(error))
 
     def send(self, visit: Visit, box: Json, preset: str, *options: Any) -> Iterator[View]:
         turn = _turn(box)
@@ -141,9 +149,9 @@ class Chat:
     def forget(self, visit: Visit) -> View:
         self.stop(visit)
         visit.turns.clear()
-        return gr.HTML(visible=True), gr.Chatbot(value=[], visible=False), html.inspector(None), _box(busy=False)
+        return gr.HTML(visible=True), gr.Chatbot(value=[], visible=False), inspector(None), _box(busy=False)
 
-    def rate(self, visit: Visit, event: gr.EventData) -> list[Json]:
+    def rate(self, visit: Visit, event: gr.EventData) -> list[Any]:
         """Store a thumb or its reason; the same button again takes it back."""
         pressed: Json = event._data
         turn = visit.turns[int(pressed["turn"])]
@@ -164,7 +172,7 @@ class Chat:
 
     def inspect(self, visit: Visit, event: gr.EventData) -> str:
         visit.shown = int(event._data["turn"])
-        return html.inspector(visit.turns[visit.shown])
+        return inspector(visit.turns[visit.shown])
 
     def _answer(self, visit: Visit, turn: Turn, preset: str, policy: Json) -> Iterator[View]:
         history = visit.history()
@@ -187,7 +195,7 @@ class Chat:
 
     def _draw(self, visit: Visit) -> View:
         turn = visit.turns[visit.shown] if visit.turns else None
-        return gr.HTML(visible=False), gr.Chatbot(value=_messages(visit), visible=True), html.inspector(turn)
+        return gr.HTML(visible=False), gr.Chatbot(value=_messages(visit), visible=True), inspector(turn)
 
 
 def _paced(visit: Visit, turn: Turn) -> Iterator[None]:
@@ -225,15 +233,17 @@ def _policy(visit: Visit, top_k: int, explore: bool, kept: list[str]) -> Json:
     return policy
 
 
-def _messages(visit: Visit) -> list[Json]:
+def _messages(visit: Visit) -> list[Any]:
     """The turns as the chatbot takes them: question, answer, and what stands under it."""
-    drawn: list[Json] = []
-    for number, turn in enumerate(visit.turns):
+    drawn: list[Any] = []
+    for place, turn in enumerate(visit.turns):
         asked: list[Any] = [{"path": file} for file in turn.files]
         drawn.append({"role": "user", "content": [*asked, turn.text] if turn.text else asked})
         if turn.answer:
             drawn.append({"role": "assistant", "content": turn.answer})
-        drawn.append({"role": "assistant", "content": gr.HTML(html.footer(turn, number), render=False)})
+        drawn.append(
+            {"role": "assistant", "content": gr.HTML(footer(turn, place), apply_default_css=False, render=False)}
+        )
     return drawn
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import gradio as gr
 
 from gateway.client import Client, Json
-from gateway.page import html
+from gateway.page.chat import plain
+from gateway.page.html import done, problem
+from gateway.page.versions import gate_cards, job, versions
 from multimoe.errors import MultimoeError
 
 POLL_SECONDS = 0.7
@@ -17,45 +19,50 @@ View = tuple[Any, ...]
 
 
 class Gate:
-    """Builds its part of the page where it is created. `bridge` is where the buttons of the table report to."""
+    """Builds its part of the page where it is created. `bridge` is where the buttons of the table report to.
+
+    `changes` are the events after which another version may answer.
+    """
 
     def __init__(self, client: Client, bridge: gr.HTML) -> None:
         self.client = client
-        self.cards = gr.HTML("", elem_classes="mm-plain")
+        self.cards = plain("")
         with gr.Row(elem_classes="mm-under"):
-            self.retrain = gr.Button("Retrain from ratings", variant="primary", size="md", min_width=180, scale=0)
+            self.retrain = gr.Button("Retrain from ratings", variant="primary", size="md", min_width=220, scale=0)
             self.back = gr.Button("Roll back", size="md", min_width=120, scale=0)
             self.refresh = gr.Button("Refresh", size="md", min_width=100, scale=0)
-        self.job = gr.HTML("", elem_classes="mm-plain")
-        self.versions = gr.HTML("", elem_classes="mm-plain")
+        self.job = plain("")
+        self.versions = plain("")
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         shown = [self.cards, self.job, self.versions]
-        self.retrain.click(self.train, None, shown, **quiet)
-        self.back.click(self.roll_back, None, shown, **quiet)
-        self.refresh.click(self.show, None, shown, **quiet)
-        bridge.promote(self.promote, None, shown, **quiet)
+        self.changes = (
+            self.retrain.click(self.train, None, shown, **quiet),
+            self.back.click(self.roll_back, None, shown, **quiet),
+            self.refresh.click(self.show, None, shown, **quiet),
+            bridge.promote(self.promote, None, shown, **quiet),
+        )
 
     def show(self, said: str = "") -> View:
         """Everything anew; `said` is the line between buttons and table."""
         try:
-            gate, versions, stats = self.client.gate(), self.client.versions(), self.client.stats()
+            gate, rows, stats = self.client.gate(), self.client.versions(), self.client.stats()
         except MultimoeError as error:
-            return gr.skip(), html.problem(str(error)), gr.skip()
-        return html.gate_cards(gate, stats), said, html.versions(versions, gate.get("version"))
+            return gr.skip(), problem(str(error)), gr.skip()
+        return gate_cards(gate, stats), said, versions(rows, gate.get("version"))
 
     def train(self) -> Iterator[View]:
         """Start a retraining and follow it to its end."""
         try:
-            job: Json = {"status": "running"}
+            running: Json = {"status": "running"}
             job_id = self.client.train()
-            while job.get("status") not in ENDED:
-                yield gr.skip(), html.job(job), gr.skip()
+            while running.get("status") not in ENDED:
+                yield gr.skip(), job(running), gr.skip()
                 time.sleep(POLL_SECONDS)
-                job = self.client.job(job_id)
+                running = self.client.job(job_id)
         except MultimoeError as error:
-            yield gr.skip(), html.problem(str(error)), gr.skip()
+            yield gr.skip(), problem(str(error)), gr.skip()
             return
-        yield self.show(html.job(job))
+        yield self.show(job(running))
 
     def promote(self, event: gr.EventData) -> View:
         version = int(event._data["version"])
@@ -67,6 +74,6 @@ class Gate:
     def _change(self, ask: Any) -> View:
         try:
             ask()
-            return self.show(html.done(f"Gate {self.client.gate().get('version')} answers now."))
+            return self.show(done(f"Gate {self.client.gate().get('version')} answers now."))
         except MultimoeError as error:
-            return gr.skip(), html.problem(str(error)), gr.skip()
+            return gr.skip(), problem(str(error)), gr.skip()

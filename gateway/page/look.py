@@ -1,6 +1,7 @@
-"""How the page looks and what it may load: theme, style sheet, and a policy that lets the browser ask only this host."""
+"""How the page looks and what it may load: theme, style, and a policy that lets the browser ask only this host."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -17,15 +18,19 @@ MARK = (
     '<circle cx="24" cy="16" r="4.5" fill="currentColor"/></svg>'
 )
 ICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E"
-    "%3Ccircle cx='16' cy='16' r='12' fill='%231F6F5C'/%3E%3C/svg%3E"
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" fill="none" stroke-linecap="round" stroke-width="3.5">'
+    '<path d="M4 6c9 0 9 10 16 10" stroke="#2F6DB5"/><path d="M4 16h16" stroke="#D9822B"/>'
+    '<path d="M4 26c9 0 9-10 16-10" stroke="#1E8E6E"/><circle cx="24" cy="16" r="5" fill="#1F6F5C"/></svg>'
 )
 # An answer may contain a picture's address; the browser must not fetch it and so tell somebody what was asked.
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-HEAD = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="{ICON}">'
+HEAD = (
+    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">'
+)
 
 # One listener for every button made by `html.py`; it lives as long as the page.
 BRIDGE = """
@@ -83,6 +88,9 @@ def theme() -> gr.themes.Base:
         button_secondary_background_fill="#FFFFFF",
         button_secondary_background_fill_hover="*neutral_100",
         button_secondary_border_color="*neutral_300",
+        button_secondary_background_fill_dark="*neutral_900",
+        button_secondary_background_fill_hover_dark="*neutral_800",
+        button_secondary_border_color_dark="*neutral_700",
         button_border_width="1px",
         input_background_fill="#FFFFFF",
         input_background_fill_dark="*neutral_900",

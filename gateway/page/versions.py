@@ -1,0 +1,64 @@
+"""The gate's figures, its versions, and how far a retraining is."""
+
+from collections.abc import Sequence
+
+from gateway.client import Json
+from gateway.page.html import button, done, e, number, percent, problem, track
+
+
+def gate_cards(gate: Json, stats: Json) -> str:
+    """The figures on top of the gate's tab."""
+    figures = {"answers now": f"gate {gate.get('version', '?')}"} | {
+        str(key).replace("_", " "): value for key, value in stats.items() if isinstance(value, int | float)
+    }
+    cards = "".join(
+        f'<div class="mm-card"><b>{e(value)}</b><span>{e(key)}</span></div>' for key, value in figures.items()
+    )
+    return f'<div class="mm-cards">{cards}</div>'
+
+
+def versions(rows: Sequence[Json], champion: object) -> str:
+    """A row for each version, newest first, with what its judgement said."""
+    if not rows:
+        return '<div class="mm-card mm-empty"><p>No versions yet.</p></div>'
+    newest = sorted(rows, key=lambda row: number(row.get("version")), reverse=True)
+    body = "".join(_version(row, champion) for row in newest)
+    head = "<tr><th>Version</th><th>Made</th><th>Ratings</th><th>Better by</th><th>Verdict</th><th></th></tr>"
+    return (
+        '<div class="mm-card"><h3>Versions</h3><div class="mm-scroll"><table class="mm-versions">'
+        f"<thead>{head}</thead><tbody>{body}</tbody></table></div></div>"
+    )
+
+
+def job(running: Json) -> str:
+    """How far a retraining is, or what came of it."""
+    if running.get("status") == "failed":
+        return problem(str(running.get("error") or "The retraining failed; the gateway's log says why."))
+    result = running.get("result") or {}
+    if result:
+        verdict = "answers now" if result.get("promoted") else "is kept, but does not answer"
+        return done(f"Gate {result.get('version')} {verdict}: {result.get('reason', '')}")
+    line = f"{e(running.get('message') or 'Waiting to start…')} {percent(running.get('progress'))}"
+    bar = track(running.get("progress"), "var(--mm-accent)")
+    return f'<div class="mm-job" role="status"><div class="mm-line mm-live">{line}</div>{bar}</div>'
+
+
+def _version(row: Json, champion: object) -> str:
+    version = row.get("version")
+    serves = version == champion
+    tag = '<span class="mm-tag">answers now</span>' if serves else ""
+    act = "" if serves else button("promote", 'class="mm-pill"', "Promote", version=version)
+    made = str(row.get("created") or "")[:16].replace("T", " ")
+    return (
+        f"<tr><td><b>gate {e(version)}</b> {tag}</td><td>{e(made)}</td><td>{e(row.get('ratings') or 0)}</td>"
+        f'<td>{e(_interval(row.get("improvement")))}</td><td class="mm-reason">{e(row.get("reason") or "")}</td>'
+        f"<td>{act}</td></tr>"
+    )
+
+
+def _interval(estimate: object) -> str:
+    """An estimate with its interval, as +0.04 [0.01, 0.07]."""
+    if isinstance(estimate, dict):
+        value, low, high = (number(estimate.get(key)) for key in ("value", "low", "high"))
+        return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{estimate:+.3f}" if isinstance(estimate, int | float) else "–"
