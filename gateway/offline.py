@@ -49,7 +49,8 @@ class OfflineGates:
 
         settings = self.catalog
         progress(0.0, "reading the cards")
-        encoders = Encoders.load(settings.gate, Weights(settings.weights).find)
+        text = {m: encoder for m, encoder in settings.gate.encoders.items() if m == "text"}  # cards are only words
+        encoders = Encoders.load(settings.gate.model_copy(update={"encoders": text}), Weights(settings.weights).find)
         cards = Gate.from_cards(settings.experts, encoders.embed_texts, settings.gate)
         log = FeedbackLog.open(settings.store_url)
         try:

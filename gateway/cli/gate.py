@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gateway.cli.console import NOT_BETTER, AsJson, Json, err, print_json, print_table
+from gateway.cli.console import NOT_BETTER, AsJson, Json, err, print_json, print_table, short
 from gateway.cli.session import Session, session
 from multimoe.errors import MultimoeError
 
@@ -34,7 +34,7 @@ def list_versions(ctx: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json(versions)
         return
-    columns = ("version ", "alias", "made", "parent ", "ratings ", "improvement ", "promoted", "why")
+    columns = ("version ", "alias", "made", "parent ", "ratings ", "gain, 95 % interval", "verdict")
     print_table(columns, [_row(version) for version in versions])
 
 
@@ -147,13 +147,13 @@ def _one(versions: list[Json], version: int) -> Json:
 
 
 def _row(version: Json) -> tuple[object, ...]:
+    gain: Json = (version.get("metrics") or {}).get("gain_doubly_robust") or {}
     return (
         version.get("version"),
         ", ".join(version.get("aliases", [])),
-        version.get("created"),
+        str(version.get("created") or "")[:16],
         version.get("parent"),
         version.get("ratings"),
-        version.get("improvement"),
-        version.get("promoted"),
-        version.get("reason"),
+        f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else "",
+        short(version.get("reason")),
     )

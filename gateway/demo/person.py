@@ -1,7 +1,7 @@
-"""A simulated user with one strong wish that no card foretells: whoever pastes code wants it explained in words.
+"""Simulated people with one strong wish that no card foretells: whoever pastes code wants it explained in words.
 
-The cards send bare code to the expert that names its language. This user rates every answer by who gave it, so the
-ratings hold something true to be learned, and the rest of what they ask is as the cards have it.
+The cards send bare code to the expert that names its language. These people rate every answer by the kind of expert that
+gave it, so the ratings hold something true to be learned; the rest of what they ask is as the cards have it.
 """
 
 import random
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from gateway.demo.visitor import Seen, Visitor
 
+PEOPLE = 60  # each has a few ratings: what one person thinks proves little
 AT_ONCE = 4
 FEW_TOKENS = 2  # only who answers is rated, so nobody needs to write much
 
@@ -71,13 +72,14 @@ def content_with(wish: Wish, seen: Seen, outputs: dict[str, str]) -> float:
 def ask_and_rate(visitor: Visitor, asked: list[Wish], tell: Callable[[int], None]) -> Iterator[float]:
     """Ask each with one expert drawn at random by the gate, rate it, and yield the ratings in order."""
 
-    def one(wish: Wish) -> float:
+    def one(numbered: tuple[int, Wish]) -> float:
+        number, wish = numbered
         seen = visitor.try_out(wish.question, max_tokens=FEW_TOKENS, top_k=1, explore=True)
         score = content_with(wish, seen, visitor.outputs)
-        visitor.client.feedback(seen.id, score)
+        visitor.client.feedback(seen.id, score, user=f"person-{number % PEOPLE}")
         return score
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done, score in enumerate(pool.map(one, asked), start=1):
+        for done, score in enumerate(pool.map(one, enumerate(asked)), start=1):
             tell(done)
             yield score

@@ -81,7 +81,7 @@ def ask_about_everything(visitor: Visitor, tell: Tell) -> Seen:
 
 
 def rate_and_retrain(visitor: Visitor, tell: Tell) -> Seen:
-    """A few hundred rated questions of one user, then a retraining, followed to its end."""
+    """A few hundred rated questions of sixty people, then a retraining, followed to its end."""
     asked = wishes(RATINGS)
     scores = list(ask_and_rate(visitor, asked, lambda done: tell(f"{done} of {len(asked)} asked and rated")))
     started = time.monotonic()
@@ -147,7 +147,7 @@ STEPS = (
         ask_about_everything,
         (fact("counted", "the store counts other ratings"), fact("shared", "no answer had several experts to rate")),
     ),
-    Step("a user who wants code explained; retraining", rate_and_retrain, (fact("promoted", "nothing was promoted"),)),
+    Step("people who want code explained; retraining", rate_and_retrain, (fact("promoted", "nothing was promoted"),)),
     Step(
         "the new gate, asked about code",
         ask_for_code,
