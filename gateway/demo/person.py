@@ -1,7 +1,7 @@
 """Simulated people with one strong wish that no card foretells: whoever pastes code wants it explained in words.
 
-The cards send bare code to the expert that names its language. These people rate every answer by the kind of expert that
-gave it, so the ratings hold something true to be learned; the rest of what they ask is as the cards have it.
+The cards send bare code to the expert that names its language. These people rate every answer by the kind of expert
+that gave it, so the ratings hold something true to be learned; the rest of what they ask is as the cards have it.
 """
 
 import random
