@@ -42,7 +42,7 @@ async def gate(services: Product) -> Json:
     made = await asyncio.to_thread(_version, services.registry, state.version)
     spec = services.catalog.gate
     defaults = spec.model_dump(include={"top_k", "strategy", "temperature", "explore", "preference"})
-    return {"object": "gate", **made, **state.model_dump(mode="json"), "defaults": defaults}
+    return {**made, **state.model_dump(mode="json"), "object": "gate", "defaults": defaults}
 
 
 @router.get("/v1/gate/versions")

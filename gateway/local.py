@@ -6,7 +6,7 @@ An expert is loaded when it is first asked. There is one of each, so nothing sca
 import asyncio
 import logging
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,14 +84,14 @@ class LocalCluster:
     async def decide(self, request: ChatRequest, policy: Policy) -> Routed:
         return await self.router.decide(request, policy)
 
-    async def ask(self, expert: str, request: ChatRequest) -> AsyncIterator[Delta]:
+    async def ask(self, expert: str, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         loaded = await self._loaded(self._spec(expert))
         answer: Any = loaded.answer(request)
         try:
             async with aclosing(answer):
                 async for delta in answer:
                     yield delta
-        except (MultimoeError, asyncio.CancelledError, GeneratorExit):
+        except MultimoeError:
             raise
         except Exception as error:  # the contract: anything else is a failure of the expert, not of the request
             logger.exception("expert failed", extra={"expert": expert, "request_id": request.id})

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -100,8 +101,9 @@ def _invalid(mistakes: Sequence[Any]) -> Problem:
     if first["type"] == "union_tag_invalid":
         kinds = ", ".join(sorted(PARTS - {"refusal"}))
         return Problem(400, f"{param}: no such kind of part; send {kinds}", "invalid_value", f"{param}.type")
-    said = str(first["msg"]).removeprefix("Value error, ")
-    return Problem(400, f"{param}: {said} (got {reprlib.repr(first['input'])})", "invalid_value", param)
+    if first["type"] == "value_error":  # a sentence of our own, which says what it got
+        return Problem(400, f"{param}: {str(first['msg']).removeprefix('Value error, ')}", "invalid_value", param)
+    return Problem(400, f"{param}: {first['msg']} (got {reprlib.repr(first['input'])})", "invalid_value", param)
 
 
 def _more(mistakes: Sequence[Any]) -> str:
@@ -136,7 +138,7 @@ def _of_the_framework(request: Request, found: Problem) -> Problem:
     if found.status == 404:
         return Problem(404, f"there is nothing at {where}; /docs lists what there is", "unknown_url")
     if found.status == 405:
-        allowed = found.headers.get("allow", "")
+        allowed = Headers(dict(found.headers)).get("allow", "another method")
         return Problem(405, f"{where} is not possible; allowed: {allowed}", "method_not_allowed", headers=found.headers)
     if found.status == 400:
         return Problem(400, "the body cannot be read; send it whole and well-formed", "invalid_body")

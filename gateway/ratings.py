@@ -31,7 +31,7 @@ async def rate(body: RatingBody, services: Product) -> Response:
         rejected=tuple(name.removeprefix(f"{MODEL}/") for name in body.rejected),
     )
     created = await asyncio.to_thread(services.log.rate, rating)
-    return JSONResponse(_rating(rating) | {"created_now": created}, 201 if created else 200)
+    return JSONResponse(_rating(rating), 201 if created else 200)
 
 
 @router.get("/v1/feedback")

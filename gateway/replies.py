@@ -203,7 +203,7 @@ def _others(decision: Decision | None, chosen: set[str]) -> tuple[ConsideredShar
 
 
 def _entropy(probabilities: Sequence[float]) -> float:
-    return round(-sum(p * math.log(p) for p in probabilities if p > 0), 4)
+    return round(sum(p * math.log(1 / p) for p in probabilities if p > 0), 4)
 
 
 def _rounded(times: Mapping[str, float]) -> dict[str, float]:

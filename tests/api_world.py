@@ -1,0 +1,228 @@
+"""A whole gateway in one process for tests: real store, registry, mixture and media; small experts, a gate one can set.
+
+The experts are classes as anybody would add them, named in the specs below.
+"""
+
+import asyncio
+import base64
+import io
+import wave
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+from PIL import Image
+
+from gateway.api import Services, build_api
+from gateway.cluster import GateState
+from gateway.local import LocalCluster
+from multimoe.checkpoint import Manifest, Registry
+from multimoe.config import Catalog, ExpertSpec, parse
+from multimoe.decision import Choice, Considered, Decision, Policy
+from multimoe.embedding import CONCEPT, Embedding, Vector
+from multimoe.errors import CheckpointError, NoExpert
+from multimoe.expert import Delta, Expert
+from multimoe.feedback import FeedbackLog
+from multimoe.gate import Learned
+from multimoe.messages import ChatRequest
+from multimoe.mixture import Mixture
+from multimoe.outputs import Label, Labels, Segment, Text, Transcript, Usage
+from multimoe.reply import Routed
+
+CATALOG: dict[str, Any] = {
+    "gate": {"encoders": {"text": {"backend": "multimoe.encoder:TextEncoder", "revision": "t1"}}},
+    "presets": {"top1": {"top_k": 1, "description": "The best one alone."}},
+    "experts": [
+        {
+            "name": name,
+            "backend": f"api_world:{backend}",
+            "inputs": inputs,
+            "output": output,
+            "card": {"description": f"About {name}."},
+            "cost": cost,
+            "options": {"api_key": "secret-key"},
+        }
+        for name, backend, inputs, output, cost in (
+            ("parrot", "Parrot", ["text"], "text", 0.001),
+            ("sloth", "Sloth", ["text"], "text", 0.0),
+            ("broken", "Broken", ["text"], "text", 0.0),
+            ("eye", "Eye", ["image"], "labels", 0.0002),
+            ("ear", "Ear", ["audio"], "transcript", 0.0),
+        )
+    ],
+}
+
+
+class Parrot(Expert):
+    """Says the question back, word by word."""
+
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        words = request.text.split(" ")
+        for place, word in enumerate(words):
+            yield Delta(text=f" {word}" if place else word)
+        cut = len(words) > request.max_tokens
+        yield Delta(
+            usage=Usage(prompt_tokens=len(words), completion_tokens=len(words)), finish="length" if cut else "stop"
+        )
+
+
+class Sloth(Expert):
+    """Says one word, then nothing for a long time. Counts how many it is answering."""
+
+    answering = 0
+
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        Sloth.answering += 1
+        try:
+            yield Delta(text="well ")
+            await asyncio.sleep(60)
+            yield Delta(text="then", finish="stop")
+        finally:
+            Sloth.answering -= 1
+
+
+class Broken(Expert):
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        raise RuntimeError("secret detail in /usr/lib/secret.py")
+        yield Delta()
+
+
+class Eye(Expert):
+    """Knows how large a picture is."""
+
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        height, width, _ = request.images[0].pixels.shape
+        yield Delta(
+            output=Labels(space="sizes", labels=(Label(name=f"{width}x{height}", probability=0.9),)), finish="stop"
+        )
+
+
+class Ear(Expert):
+    """Knows how long a recording is."""
+
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        seconds = request.audios[0].seconds
+        said = Segment(start=0.0, end=seconds, text=f"{seconds:.1f} seconds")
+        yield Delta(output=Transcript(segments=(said,), language="en"), finish="stop")
+
+
+@dataclass
+class SetGate:
+    """Picks `picks` (those the policy allows), all with the same weight; the first expert that can read it else."""
+
+    specs: Sequence[ExpertSpec] = ()
+    picks: tuple[str, ...] = ()
+    version: int = 0
+    broken_versions: set[int] = field(default_factory=set)
+    failure: Exception | None = None
+    policies: list[Policy] = field(default_factory=list)
+
+    async def decide(self, request: ChatRequest, policy: Policy) -> Routed:
+        self.policies.append(policy)
+        if self.failure is not None:
+            raise self.failure
+        able = [s.name for s in self.specs if s.inputs & request.modalities]
+        able = [n for n in able if n in (policy.experts or able) and n not in policy.exclude]
+        if not able:
+            raise NoExpert("no expert reads this; add one to the catalog", "messages")
+        picked = [name for name in (self.picks or able[:1]) if name in able][: policy.top_k or 16] or able[:1]
+        share = 1 / len(able)
+        decision = Decision(
+            chosen=tuple(Choice(expert=n, probability=share, quality=0.5, weight=1 / len(picked)) for n in picked),
+            considered=tuple(Considered(expert=n, probability=share, quality=0.5) for n in able),
+            ineligible={s.name: "reads something else" for s in self.specs if s.name not in able},
+            propensity=0.25,
+            explored=False,
+            strategy="softmax",
+            seed=1,
+            gate_version=self.version if policy.gate is None else policy.gate,
+            modalities=tuple(m for m in ("text", "image", "audio") if m in request.modalities),
+            policy=policy,
+            reasons=("it was set so",),
+            timing_ms={"embed": 1.0, "route": 0.5},
+        )
+        vector = np.zeros(CONCEPT, np.float32)
+        return Routed(decision, Embedding({"text": Vector(vector, vector)}, {"text": "t1"}).to_bytes())
+
+    async def embed_texts(self, texts: list[str]) -> list[list[float]]:
+        return [[float(len(text))] + [0.0] * (CONCEPT - 1) for text in texts]
+
+    async def state(self) -> GateState:
+        if self.failure is not None:
+            raise self.failure
+        return GateState(version=self.version, encoder_revisions={"text": "t1"})
+
+    async def configure(self, version: int, experts: Sequence[ExpertSpec]) -> None:
+        if version in self.broken_versions:
+            raise CheckpointError(f"gate version {version} is damaged; serve another")
+        self.version, self.specs = version, tuple(experts)
+
+
+class World:
+    """`app` and everything behind it, under `home`."""
+
+    def __init__(self, home: Path, **changes: Any) -> None:
+        self.catalog: Catalog = parse({**CATALOG, "home": str(home), **changes})
+        home.mkdir(parents=True, exist_ok=True)
+        self.gate = SetGate(self.catalog.experts)
+        self.trained: list[str] = []
+        self.cluster = LocalCluster(self.catalog.experts, lambda uri: Path(uri), self.gate, self._train)
+        self.log = FeedbackLog.open(self.catalog.store_url)
+        self.registry = Registry(self.catalog.gates)
+        self.services = Services(
+            self.catalog, self.cluster, self.log, self.registry, Mixture(self.cluster, self.cluster)
+        )
+        self.app: FastAPI = build_api(self.services)
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://gateway.test", **options)
+
+    def with_log(self, log: Any) -> FastAPI:
+        return build_api(replace(self.services, log=log))
+
+    def write_version(self) -> int:
+        learned = Learned(experts=("parrot",), bias=np.zeros(1), presence=np.zeros((1, 3)), rated=np.zeros(1, np.int64))
+        return self.registry.write(learned, Manifest(reason="better")).version
+
+    async def _train(self, job: str) -> None:
+        self.trained.append(job)
+        await asyncio.to_thread(self.log.update_job, job, 0.5, "halfway")
+        await asyncio.to_thread(self.log.finish_job, job, "done", {"version": 1})
+
+
+def said(text: str, **body: Any) -> dict[str, Any]:
+    return {"model": "multimoe", "messages": [{"role": "user", "content": text}], **body}
+
+
+def png(width: int = 12, height: int = 8) -> str:
+    """A picture as base64."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def wav(seconds: float = 0.5) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16_000)
+        out.writeframes(b"\x10\x00" * int(16_000 * seconds))
+    return file.getvalue()
+
+
+def image_part(data: str | None = None) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data or png()}"}}
+
+
+def audio_part(data: bytes | None = None, format: str = "wav") -> dict[str, Any]:
+    encoded = base64.b64encode(data or wav()).decode()
+    return {"type": "input_audio", "input_audio": {"data": encoded, "format": format}}
+
+
+__all__ = ["CATALOG", "SetGate", "Sloth", "Text", "World", "audio_part", "image_part", "png", "said", "wav"]
