@@ -7,11 +7,10 @@ sounds; the rest of this module draws notes into that. It hears no instrument, k
 
 from collections.abc import Sequence
 
+import av
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
-import torch
 from numpy.typing import NDArray
-from torchaudio.functional import resample  # type: ignore[import-untyped]  # it ships no types
 
 from multimoe.config import ExpertSpec
 from multimoe.expert import Answer, BatchExpert, FindWeights
@@ -38,7 +37,6 @@ class NoteWriter(BatchExpert):
 
     def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
         super().__init__(spec, weights)
-        torch.set_num_threads(1)
         self._onset = float(spec.options.get("onset", 0.5))
         self._frame = float(spec.options.get("frame", 0.3))
         self._shortest = round(float(spec.options.get("min_ms", 58)) / 1000 * RATE / HOP)  # frames
@@ -77,7 +75,7 @@ class NoteWriter(BatchExpert):
 
     def _listen(self, samples: NDArray[np.float32]) -> tuple[Frames, Frames]:
         """How likely each key sounds and begins, both (frames, 88); windows overlap by twice `MARGIN`."""
-        audio = resample(torch.from_numpy(samples), SAMPLE_RATE, RATE).numpy()
+        audio = _resampled(samples)
         frames = -(-len(audio) // HOP)
         count = max(-(-frames // KEPT), 1)
         padded = np.zeros((count - 1) * KEPT * HOP + WINDOW, np.float32)
@@ -116,6 +114,15 @@ def draw_notes(
                 notes.append((first, last, key))
             _take(left, first, last, key)
     return notes
+
+
+def _resampled(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """From `SAMPLE_RATE` to `RATE`; by FFmpeg, because torch would be most of this expert's memory."""
+    frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+    frame.sample_rate = SAMPLE_RATE
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
+    parts = [part.to_ndarray()[0] for piece in (frame, None) for part in resampler.resample(piece)]
+    return np.concatenate([np.empty(0, np.float32), *parts], dtype=np.float32)
 
 
 def note_name(number: int) -> str:

@@ -27,7 +27,8 @@ MODELS = {
 
 class Reader(BatchExpert):
     """Options: `min_score` (0.8), below it a line counts as not read: textures pass for characters up to about 0.75;
-    `max_side` (1600 pixels), larger pictures are shrunk to it before reading.
+    `max_side` (1600 pixels), larger pictures are shrunk to it before reading; `min_side` (480 pixels), lines are sought
+    with the shorter side enlarged to it, which finds smaller print and costs in proportion to its square.
     """
 
     def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
@@ -37,6 +38,7 @@ class Reader(BatchExpert):
                 **_bundled_models(),
                 "Global.text_score": float(spec.options.get("min_score", 0.8)),
                 "Global.max_side_len": int(spec.options.get("max_side", 1600)),
+                "Det.limit_side_len": int(spec.options.get("min_side", 480)),
                 "Global.log_level": "error",
                 "EngineConfig.onnxruntime.intra_op_num_threads": 1,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
