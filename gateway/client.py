@@ -118,7 +118,7 @@ class Client:
 
     def scale(self, name: str, min_replicas: int, max_replicas: int) -> Json:
         body = {"min_replicas": min_replicas, "max_replicas": max_replicas}
-        return self._call("PATCH", f"/v1/experts/{quote(name)}", json=body)
+        return self._call("PUT", f"/v1/experts/{quote(name)}/scale", json=body)
 
     def chat(self, messages: Sequence[Json], model: str = "multimoe", **options: Any) -> Json:
         """A whole chat completion. `options` are further fields of the body, such as `max_tokens` or `x_multimoe`."""

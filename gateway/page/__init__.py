@@ -33,7 +33,7 @@ def build_page(api_url: str, api_key: str | None = None) -> gr.Blocks:
             gate = Gate(client, chat.bridge)
         tab.select(gate.show, None, [gate.cards, gate.job, gate.versions], api_visibility="private")
         page.load(chat.status, None, status, show_progress="hidden", api_visibility="private")
-        page.load(chat.greet, chat.visit, [chat.preset, chat.experts], show_progress="hidden", api_visibility="private")
+        page.load(chat.greet, None, [chat.preset, chat.without], show_progress="hidden", api_visibility="private")
         for change in gate.changes:
             change.then(chat.status, None, status, show_progress="hidden", api_visibility="private")
         gr.Timer(STATUS_SECONDS).tick(chat.status, None, status, show_progress="hidden", api_visibility="private")
@@ -44,6 +44,7 @@ def build_page(api_url: str, api_key: str | None = None) -> gr.Blocks:
 def mount_page(app: FastAPI, api_url: str, path: str = "/ui", api_key: str | None = None) -> FastAPI:
     """Serve the page under `path` of `app`, with its look and without anything that asks other hosts."""
     app.get("/favicon.ico", include_in_schema=False)(_icon)  # browsers ask for it at the root, whatever the page says
+    app.add_middleware(look.Policy, path=path)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
         build_page(api_url, api_key),
@@ -58,6 +59,7 @@ def mount_page(app: FastAPI, api_url: str, path: str = "/ui", api_key: str | Non
         mcp_server=False,
         max_file_size=UPLOAD,
         show_error=False,
+        enable_monitoring=False,
     )
     return mounted
 

@@ -24,7 +24,7 @@ def footer(turn: Turn, place: int) -> str:
     if turn.state == "failed":
         return problem(turn.problem)
     parts = [_state_line(turn), _bar(turn.experts), _who(turn, place), _degraded(turn), _why(turn)]
-    if turn.state in ("done", "stopped") and turn.completion_id:
+    if turn.state in ("done", "stopped"):
         parts.append(_thumbs(turn, place))
     return f'<div class="mm-foot" data-state="{e(turn.state)}">{"".join(parts)}</div>'
 
@@ -51,11 +51,10 @@ def _bar(experts: Sequence[Json]) -> str:
 
 def _who(turn: Turn, place: int) -> str:
     tint = colours(map(name, turn.experts))
-    rateable = turn.state in ("done", "stopped")
     chips = []
     for x in turn.experts:
         who = name(x)
-        thumbs = _pair(turn, place, who) if rateable and x.get("status", "ok") == "ok" else ""
+        thumbs = _pair(turn, place, who) if turn.rateable and x.get("status") == "ok" else ""
         tag = TAGS.get(str(x.get("status")), "")
         tag = tag or ("evidence" if x.get("role") == "evidence" else "")
         chips.append(
@@ -93,17 +92,21 @@ def _why(turn: Turn) -> str:
 
 
 def _thumbs(turn: Turn, place: int) -> str:
-    given = turn.ratings.get(ANSWER, "")
-    wrong = "".join(
-        button("rate", f'class="mm-pill" aria-pressed="{yes(given == key)}"', label, turn=place, value=key)
-        for key, label in WRONG.items()
-    )
-    more = f'<span class="mm-wrong">{wrong}</span>' if given and given != "good" else ""
+    rate = _pair(turn, place, ANSWER) + _reasons(turn, place) if turn.rateable else ""
     copy = button("copy", 'class="mm-quiet"', "Copy", text=turn.answer)
     details = button("inspect", 'class="mm-quiet"', "Details", turn=place)
     note = f'<span class="mm-saved" role="status">{e(turn.note)}</span>' if turn.note else ""
-    meta = f'<span class="mm-meta">{_meta(turn)}</span>'
-    return f'<div class="mm-rate">{_pair(turn, place, ANSWER)}{more}{copy}{details}{note}{meta}</div>'
+    return f'<div class="mm-rate">{rate}{copy}{details}{note}<span class="mm-meta">{_meta(turn)}</span></div>'
+
+
+def _reasons(turn: Turn, place: int) -> str:
+    """What was wrong with an answer, asked only after its thumb went down."""
+    given = turn.ratings.get(ANSWER, "good")
+    pills = "".join(
+        button("rate", f'class="mm-pill" aria-pressed="{yes(given == key)}"', label, turn=place, value=key)
+        for key, label in WRONG.items()
+    )
+    return f'<span class="mm-wrong">{pills}</span>' if given != "good" else ""
 
 
 def _pair(turn: Turn, place: int, who: str) -> str:

@@ -81,29 +81,28 @@ class Chat:
             self.preset = gr.Radio([("Auto", "multimoe")], value="multimoe", label="Preset")
             self.top_k = gr.Slider(0, 6, value=0, step=1, label="Experts at most", info="0 leaves it to the preset")
             self.explore = gr.Checkbox(True, label="Let the gate explore now and then, to learn")
-            self.experts = gr.CheckboxGroup([], label="Experts", info="Untick one to leave it out")
+            self.without = gr.CheckboxGroup([], label="Leave out")
 
     def _wire(self) -> None:
-        asked = [self.visit, self.ask, self.preset, self.top_k, self.explore, self.experts]
+        asked = [self.visit, self.ask, self.preset, self.top_k, self.explore, self.without]
         shown = [self.welcome, self.log, self.inspector, self.ask]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         self.ask.submit(self.send, asked, shown, **quiet)
         self.ask.stop(self.stop, self.visit, None, **quiet)
         self.only.click(self.route_only, asked, shown, **quiet)
         self.new.click(self.forget, self.visit, shown, **quiet)
-        example = [self.visit, self.preset, self.top_k, self.explore, self.experts]
+        example = [self.visit, self.preset, self.top_k, self.explore, self.without]
         self.bridge.example(self.try_example, example, shown, **quiet)
         self.bridge.rate(self.rate, self.visit, self.log, **quiet)
         self.bridge.inspect(self.inspect, self.visit, self.inspector, **quiet)
 
-    def greet(self, visit: Visit) -> View:
+    def greet(self) -> View:
         """Fill the options from what the API offers; an unreachable API leaves them as they are."""
         try:
             models, experts = self.client.models(), [name(expert) for expert in self.client.experts()]
         except MultimoeError:
             return gr.skip(), gr.skip()
-        visit.experts = tuple(experts)
-        return gr.Radio(choices=_presets(models)), gr.CheckboxGroup(choices=experts, value=experts)
+        return gr.Radio(choices=_presets(models)), gr.CheckboxGroup(choices=experts)
 
     def status(self) -> str:
         try:
@@ -116,14 +115,14 @@ class Chat:
         if turn is None:
             yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
             return
-        yield from self._answer(visit, turn, preset, _policy(visit, *options))
+        yield from self._answer(visit, turn, preset, _policy(*options))
 
     def try_example(
-        self, visit: Visit, preset: str, top_k: int, explore: bool, kept: list[str], e: gr.EventData
+        self, visit: Visit, preset: str, top_k: int, explore: bool, without: list[str], e: gr.EventData
     ) -> Any:
         example = self.examples[int(e._data["number"])]
         turn = Turn(example.text, tuple(example.files()))
-        yield from self._answer(visit, turn, preset, _policy(visit, top_k, explore, kept))
+        yield from self._answer(visit, turn, preset, _policy(top_k, explore, without))
 
     def route_only(self, visit: Visit, box: Json, preset: str, *options: Any) -> View:
         turn = _turn(box)
@@ -133,7 +132,7 @@ class Chat:
         visit.shown = len(visit.turns) - 1
         try:
             messages = chat_body(turn.text, turn.files)
-            turn.info = self.client.route(messages, preset, x_multimoe=_policy(visit, *options), user=visit.user)
+            turn.info = self.client.route(messages, preset, x_multimoe=_policy(*options), user=visit.user)
             turn.state = "routed"
         except MultimoeError as error:
             turn.state, turn.problem = "failed", str(error)
@@ -221,15 +220,14 @@ def _box(busy: bool, clear: bool = True) -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(submit_btn=not busy, stop_btn=busy, **changed)
 
 
-def _policy(visit: Visit, top_k: int, explore: bool, kept: list[str]) -> Json:
+def _policy(top_k: int, explore: bool, without: list[str]) -> Json:
     policy: Json = {"include_outputs": True}
     if top_k:
         policy["top_k"] = int(top_k)
     if not explore:
         policy["explore"] = False
-    left_out = [who for who in visit.experts if who not in kept]
-    if left_out and kept:
-        policy["exclude"] = left_out
+    if without:
+        policy["exclude"] = without
     return policy
 
 

@@ -49,15 +49,18 @@ def _shares(turn: Turn) -> str:
         for x in turn.experts
     )
     gate = turn.info.get("gate") or {}
-    chip = f'<span class="mm-tag">gate {e(gate.get("version", "?"))} {e(gate.get("alias") or "")}</span>'
-    return f'<h3>Who answered {chip}</h3><table class="mm-shares">{rows}</table>'
+    chip = f'<span class="mm-tag">gate {e(gate["version"])} {e(gate.get("alias") or "")}</span>' if gate else ""
+    title = "Who would answer" if turn.state == "routed" else "Who answered"
+    return f'<h3>{title} {chip}</h3><table class="mm-shares">{rows}</table>'
 
 
 def _considered(turn: Turn) -> str:
     chosen = {name(x) for x in turn.experts}
     others = [x for x in turn.info.get("considered") or () if name(x) not in chosen][:8]
-    rows = "".join(meter(name(x), x.get("prob", x.get("probability"))) for x in others)
-    return f"<h4>Also considered</h4>{rows}" if rows else ""
+    rows = "".join(meter(name(x), x.get("prob")) for x in others)
+    barred = [f"<dt>{e(who)}</dt><dd>{e(why)}</dd>" for who, why in (turn.info.get("ineligible") or {}).items()]
+    closed = f'<details><summary>Could not answer this</summary><dl class="mm-facts">{"".join(barred)}</dl></details>'
+    return (f"<h4>Also considered</h4>{rows}" if rows else "") + (closed if barred else "")
 
 
 def _timeline(turn: Turn) -> str:

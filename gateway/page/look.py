@@ -4,6 +4,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import gradio as gr
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 STYLE = Path(__file__).with_name("page.css")
 
@@ -27,10 +29,7 @@ POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-HEAD = (
-    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">'
-)
+HEAD = f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">'
 
 # One listener for every button made by `html.py`; it lives as long as the page.
 BRIDGE = """
@@ -49,6 +48,23 @@ document.addEventListener('click', event => {
     example: () => trigger('example', data), promote: () => trigger('promote', data)})[data.do]?.();
 });
 """
+
+
+class Policy:
+    """ASGI middleware: what is served under `path` carries `POLICY`."""
+
+    def __init__(self, app: ASGIApp, path: str) -> None:
+        self.app = app
+        self.path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["content-security-policy"] = POLICY
+            await send(message)
+
+        ours = scope["type"] == "http" and scope["path"].startswith(self.path)
+        await self.app(scope, receive, with_policy if ours else send)
 
 
 def theme() -> gr.themes.Base:

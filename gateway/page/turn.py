@@ -30,6 +30,11 @@ class Turn:
         return str(self.info.get("completion_id", ""))
 
     @property
+    def rateable(self) -> bool:
+        """Only an answer that was given to its end is kept by the API, and so can be rated."""
+        return self.state == "done" and bool(self.completion_id) and self.info.get("rateable") is not False
+
+    @property
     def experts(self) -> list[Json]:
         return list(self.info.get("experts") or ())
 
@@ -55,7 +60,6 @@ class Visit:
     user: str
     turns: list[Turn] = field(default_factory=list)
     stream: Stream | None = None
-    experts: tuple[str, ...] = ()
     shown: int = -1  # which turn the inspector shows
 
     @classmethod

@@ -5,11 +5,17 @@ from collections.abc import Sequence
 from gateway.client import Json
 from gateway.page.html import button, done, e, number, percent, problem, track
 
+GAIN = "gain_doubly_robust"  # the figure of a version's manifest that decides whether it is promoted
+
 
 def gate_cards(gate: Json, stats: Json) -> str:
     """The figures on top of the gate's tab."""
-    figures = {"answers now": f"gate {gate.get('version', '?')}"} | {
-        str(key).replace("_", " "): value for key, value in stats.items() if isinstance(value, int | float)
+    figures = {
+        "answers now": f"gate {gate.get('version', '?')}",
+        "answers kept": f"{number(stats.get('interactions')):,.0f}",
+        "ratings": f"{number(stats.get('ratings')):,.0f}",
+        "of them good": percent(stats["positive"]) if stats.get("positive") is not None else "–",
+        "of questions explored": percent((gate.get("defaults") or {}).get("explore")),
     }
     cards = "".join(
         f'<div class="mm-card"><b>{e(value)}</b><span>{e(key)}</span></div>' for key, value in figures.items()
@@ -48,10 +54,11 @@ def _version(row: Json, champion: object) -> str:
     serves = version == champion
     tag = '<span class="mm-tag">answers now</span>' if serves else ""
     act = "" if serves else button("promote", 'class="mm-pill"', "Promote", version=version)
+    gain = _interval((row.get("metrics") or {}).get(GAIN))
     made = str(row.get("created") or "")[:16].replace("T", " ")
     return (
         f"<tr><td><b>gate {e(version)}</b> {tag}</td><td>{e(made)}</td><td>{e(row.get('ratings') or 0)}</td>"
-        f'<td>{e(_interval(row.get("improvement")))}</td><td class="mm-reason">{e(row.get("reason") or "")}</td>'
+        f'<td>{e(gain)}</td><td class="mm-reason">{e(row.get("reason") or "")}</td>'
         f"<td>{act}</td></tr>"
     )
 
@@ -61,4 +68,4 @@ def _interval(estimate: object) -> str:
     if isinstance(estimate, dict):
         value, low, high = (number(estimate.get(key)) for key in ("value", "low", "high"))
         return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return f"{estimate:+.3f}" if isinstance(estimate, int | float) else "–"
+    return "–"
