@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, fi
 from multimoe.reply import Combine
 
 INT64 = 2**63
+MOST_ITEMS = 4096  # messages or parts, whatever the catalog's limits are
 
 
 class Wire(BaseModel):
@@ -65,10 +66,17 @@ ContentPart = Annotated[
 ]
 
 
+def _few(items: Any) -> Any:
+    """Before each of them is looked at, which takes seconds for a hundred thousand."""
+    if isinstance(items, list) and len(items) > MOST_ITEMS:
+        raise ValueError(f"{len(items):,} are too many; leave out the oldest")
+    return items
+
+
 def _parts(content: Any) -> Any:
     if content is None:
         return []
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [{"type": "text", "text": content}] if isinstance(content, str) else _few(content)
 
 
 Content = Annotated[
@@ -130,7 +138,7 @@ class ChatBody(Wire):
     """
 
     model: str = "multimoe"
-    messages: Annotated[list[WireMessage], FailFast()] = Field(min_length=1)
+    messages: Annotated[list[WireMessage], FailFast(), BeforeValidator(_few)] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)

@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -45,18 +45,17 @@ def read_json(body: bytes, depth: int) -> Any:
 def _deeper(tree: Any, depth: int) -> bool:
     """Level by level, so that it cannot overflow the stack."""
     level = [tree]
-    for _ in range(depth + 1):
-        level = [child for node in level for child in _children(node)]
+    for _ in range(depth):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
         if not level:
             return False
     return True
-
-
-def _children(node: Any) -> Iterator[Any]:
-    if isinstance(node, dict):
-        yield from (child for child in node.values() if isinstance(child, dict | list))
-    elif isinstance(node, list):
-        yield from (child for child in node if isinstance(child, dict | list))
 
 
 async def chat_request(body: ChatBody, id: str, limits: Limits) -> ChatRequest:

@@ -30,7 +30,7 @@ from multimoe.feedback import FeedbackLog
 from multimoe.gate import Learned
 from multimoe.messages import ChatRequest
 from multimoe.mixture import Mixture
-from multimoe.outputs import Label, Labels, Segment, Text, Transcript, Usage
+from multimoe.outputs import Label, Labels, Segment, Transcript, Usage
 from multimoe.reply import Routed
 
 CATALOG: dict[str, Any] = {
@@ -64,10 +64,7 @@ class Parrot(Expert):
         words = request.text.split(" ")
         for place, word in enumerate(words):
             yield Delta(text=f" {word}" if place else word)
-        cut = len(words) > request.max_tokens
-        yield Delta(
-            usage=Usage(prompt_tokens=len(words), completion_tokens=len(words)), finish="length" if cut else "stop"
-        )
+        yield Delta(usage=Usage(prompt_tokens=len(words), completion_tokens=len(words)), finish="stop")
 
 
 class Sloth(Expert):
@@ -96,9 +93,8 @@ class Eye(Expert):
 
     async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
         height, width, _ = request.images[0].pixels.shape
-        yield Delta(
-            output=Labels(space="sizes", labels=(Label(name=f"{width}x{height}", probability=0.9),)), finish="stop"
-        )
+        size = Label(name=f"{width}x{height}", probability=0.9)
+        yield Delta(output=Labels(space="sizes", labels=(size,)), finish="stop")
 
 
 class Ear(Expert):
@@ -223,6 +219,3 @@ def image_part(data: str | None = None) -> dict[str, Any]:
 def audio_part(data: bytes | None = None, format: str = "wav") -> dict[str, Any]:
     encoded = base64.b64encode(data or wav()).decode()
     return {"type": "input_audio", "input_audio": {"data": encoded, "format": format}}
-
-
-__all__ = ["CATALOG", "SetGate", "Sloth", "Text", "World", "audio_part", "image_part", "png", "said", "wav"]

@@ -1,13 +1,15 @@
 import asyncio
+import base64
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from api_world import Sloth, World, audio_part, image_part, said, wav
 
@@ -17,8 +19,10 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "home")
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path / "home")
+    yield made
+    made.log.close()
 
 
 @pytest.fixture
@@ -180,9 +184,8 @@ async def test_the_policy_comes_from_preset_headers_and_body_in_that_order(clien
     headers = {"x-multimoe-top-k": "3", "x-multimoe-explore": "false", "x-multimoe-exclude": "multimoe/sloth, broken"}
     await client.post(CHAT, json=said("hi", model="multimoe:top1"))
     await client.post(CHAT, json=said("hi", model="multimoe:top1"), headers=headers)
-    await client.post(
-        CHAT, json=said("hi", model="multimoe:latest", x_multimoe={"top_k": 2, "max_cost": 1}), headers=headers
-    )
+    own = {"top_k": 2, "max_cost": 1}
+    await client.post(CHAT, json=said("hi", model="multimoe:latest", x_multimoe=own), headers=headers)
     preset, by_header, by_body = world.gate.policies
     assert (preset.top_k, by_header.top_k, by_body.top_k) == (1, 3, 2)
     assert (by_header.explore, by_header.exclude) == (False, ("sloth", "broken"))
@@ -228,8 +231,7 @@ async def test_tools_and_unknown_fields_are_ignored(client):
 async def test_a_client_that_hangs_up_stops_the_expert(world):
     """Both ways of asking; over real sockets this is shown in test_openai_client."""
     for stream in (True, False):
-        asking = asyncio.create_task(_hang_up_after(world, said("hi", model="multimoe/sloth", stream=stream)))
-        await asking
+        await _hang_up_after(world, said("hi", model="multimoe/sloth", stream=stream))
         assert Sloth.answering == 0
     assert [one.status for one in world.log.interactions()] == ["cancelled", "cancelled"]
     assert world.log.interactions()[0].answer == "well "
@@ -532,10 +534,6 @@ async def test_an_unknown_model_is_a_404_that_suggests_one(client, model):
 
 
 async def test_embeddings_come_as_numbers_or_base64(client):
-    import base64
-
-    import numpy as np
-
     body = {"model": "multimoe-embed", "input": ["ab", "abc"]}
     floats = (await client.post("/v1/embeddings", json=body)).json()["data"]
     packed = (await client.post("/v1/embeddings", json={**body, "encoding_format": "base64"})).json()["data"]
