@@ -130,7 +130,7 @@ def gateway_app(args: CatalogArgs) -> Application:
             registry=Registry(catalog.gates),
             mixture=Mixture(cluster, cluster),
         )
-        return build_api(services)
+        return build_api(services, echo_request_id=False)  # Serve adds it to every response itself
 
     @serve.deployment(name=GATEWAY, max_ongoing_requests=MANY_REQUESTS, ray_actor_options={"num_cpus": 0.1})
     @serve.ingress(build)
