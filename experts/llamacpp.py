@@ -1,0 +1,153 @@
+"""Generates text from a GGUF file with llama.cpp, inside the process: no second server to start, watch or stop.
+
+Requests join and leave a running batch. It knows nothing of where its input came from: evidence from other experts
+reaches it as words in the question.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import xllamacpp  # type: ignore[import-untyped]  # ships no types
+
+from multimoe.config import ExpertSpec
+from multimoe.errors import BadConfig, BadInput, ExpertFailed
+from multimoe.expert import Delta, Expert, FindWeights
+from multimoe.messages import ChatRequest
+from multimoe.outputs import Usage
+
+SYSTEM = "You are a helpful assistant. Answer briefly and correctly."
+# Small models fall into loops. DRY taxes only repeated sequences: unlike a repeat penalty it spoils no arithmetic.
+SAMPLING = {"dry_multiplier": 0.8, "dry_allowed_length": 4}
+
+Turn = dict[str, str]  # role, content
+Chunk = dict[str, Any]  # an OpenAI chat.completion.chunk, or {"error": {...}}
+
+
+class Chat(Expert):
+    """Weights: `model`, a GGUF file with a chat template.
+
+    Options: `system`, the prompt used where the conversation brings none; `context` (2048), tokens of one conversation,
+    answer included; `parallel` (4), conversations at once, each of which reserves its context; `threads` (1);
+    `max_tokens` (512), above which no answer goes; `sampling`, llama.cpp's own request fields.
+    """
+
+    def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
+        super().__init__(spec, weights)
+        options = dict(spec.options)
+        self._system = str(options.pop("system", SYSTEM))
+        self._sampling = dict(options.pop("sampling", SAMPLING))
+        self._limit = int(options.pop("max_tokens", 512))
+        self._context = int(options.pop("context", 2048))
+        parallel, threads = int(options.pop("parallel", 4)), int(options.pop("threads", 1))
+        if options:
+            raise BadConfig(f"expert {spec.name!r} has unknown options: {', '.join(options)}")
+        self._threads = ThreadPoolExecutor(2 * parallel, "llamacpp")  # half of them may wait for a slot
+        self._open(parallel, threads)
+
+    def _open(self, parallel: int, threads: int) -> None:
+        key = secrets.token_urlsafe()  # the engine opens a port on this machine; nobody else is to use it
+        params = xllamacpp.CommonParams()
+        params.model.path = str(self.weight("model"))
+        params.n_ctx, params.n_parallel = self._context * parallel, parallel
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.n_threads_http, params.ui, params.endpoint_slots = 2, False, False
+        params.api_keys = [key]
+        params.cache_ram_mib = 0  # by default it keeps up to 8 GiB of old conversations
+        params.verbosity = -1
+        try:
+            self._engine = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise BadConfig(f"llama.cpp cannot load {params.model.path}: {error}") from error
+        address = self._engine.listening_address
+        # trust_env: a proxy must not come between the process and itself
+        self._counter = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        loop = asyncio.get_running_loop()
+        chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
+        body = await loop.run_in_executor(self._threads, self._body, request)
+        closed = False
+
+        def receive(chunk: Chunk) -> bool:
+            """Runs in the engine's thread; True ends the generation."""
+            if not closed:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            return closed
+
+        generation = loop.run_in_executor(self._threads, self._engine.handle_chat_completions, body, receive)
+        generation.add_done_callback(lambda _: chunks.put_nowait(None))
+        try:
+            async for delta in _deltas(chunks):
+                yield delta
+            await generation  # the engine's own failure, if any
+        finally:
+            closed = True
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        max_tokens = min(request.max_tokens, self._limit)
+        body = {
+            **self._sampling,
+            "messages": self._fitted(self._turns(request), max_tokens),
+            "max_tokens": max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "stop": list(request.stop),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        return body if request.seed is None else body | {"seed": request.seed % 2**32}
+
+    def _turns(self, request: ChatRequest) -> list[Turn]:
+        turns = [{"role": m.role, "content": m.text} for m in request.messages if m.text]
+        if not request.text:
+            raise BadInput(f"expert {self.spec.name!r} reads text, and the last user message holds none")
+        return turns if turns[0]["role"] == "system" else [{"role": "system", "content": self._system}, *turns]
+
+    def _fitted(self, turns: list[Turn], max_tokens: int) -> list[Turn]:
+        """The turns without the oldest, as many as must go so that the answer has room (a quarter is room enough)."""
+        allowed = self._context - min(max_tokens, self._context // 4)
+        while (tokens := self._count(turns, allowed)) > allowed:
+            oldest = next((i for i, turn in enumerate(turns[:-1]) if turn["role"] != "system"), None)
+            if oldest is None:
+                raise BadInput(
+                    f"the question has {tokens} tokens with its instructions; expert {self.spec.name!r} reads at most "
+                    f"{allowed}: shorten it",
+                    "messages",
+                    "context_length_exceeded",
+                )
+            # an answer must not lead a conversation, so it goes with its question
+            end = next((i for i in range(oldest + 1, len(turns)) if turns[i]["role"] == "user"), oldest + 1)
+            turns = turns[:oldest] + turns[end:]
+        return turns
+
+    def _count(self, turns: list[Turn], allowed: int) -> int:
+        """Tokens of the whole prompt; where it surely fits, only a bound: no token is shorter than a byte."""
+        bound = sum(len(turn["content"].encode()) + 16 for turn in turns)  # 16 for a turn's marks in the template
+        if bound <= allowed:
+            return bound
+        try:
+            reply = self._counter.post("/v1/chat/completions/input_tokens", json={"messages": turns}, timeout=30)
+            return int(reply.raise_for_status().json()["input_tokens"])
+        except httpx.HTTPError as error:
+            raise ExpertFailed(f"llama.cpp did not count the tokens of the question: {error}") from error
+
+
+async def _deltas(chunks: "asyncio.Queue[Chunk | None]") -> AsyncIterator[Delta]:
+    usage, reason = Usage(), None
+    while (chunk := await chunks.get()) is not None:
+        if "error" in chunk:
+            raise ExpertFailed(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}")
+        if chunk.get("usage"):
+            counted = chunk["usage"]
+            usage = Usage(prompt_tokens=counted["prompt_tokens"], completion_tokens=counted["completion_tokens"])
+        for choice in chunk["choices"]:
+            reason = choice["finish_reason"] or reason
+            if choice["delta"].get("content"):
+                yield Delta(text=choice["delta"]["content"])
+    if reason is None:
+        raise ExpertFailed("llama.cpp ended before the answer did")
+    yield Delta(usage=usage, finish="length" if reason == "length" else "stop")
