@@ -84,6 +84,10 @@ class EventStream(Response):
 
 
 async def hung_up(receive: Receive) -> None:
-    """Returns when the client is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    """Returns when the client is gone; never, where the server cannot tell."""
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except Exception:
+        logger.warning("the server no longer says whether the client is there", exc_info=True)
+        await asyncio.Event().wait()

@@ -30,7 +30,7 @@ from multimoe.feedback import FeedbackLog
 from multimoe.gate import Learned
 from multimoe.messages import ChatRequest
 from multimoe.mixture import Mixture
-from multimoe.outputs import Label, Labels, Segment, Transcript, Usage
+from multimoe.outputs import Label, Labels, Segment, Transcript
 from multimoe.reply import Routed
 
 CATALOG: dict[str, Any] = {
@@ -39,32 +39,22 @@ CATALOG: dict[str, Any] = {
     "experts": [
         {
             "name": name,
-            "backend": f"api_world:{backend}",
+            "backend": backend,
             "inputs": inputs,
             "output": output,
             "card": {"description": f"About {name}."},
             "cost": cost,
-            "options": {"api_key": "secret-key"},
+            "options": options,
         }
-        for name, backend, inputs, output, cost in (
-            ("parrot", "Parrot", ["text"], "text", 0.001),
-            ("sloth", "Sloth", ["text"], "text", 0.0),
-            ("broken", "Broken", ["text"], "text", 0.0),
-            ("eye", "Eye", ["image"], "labels", 0.0002),
-            ("ear", "Ear", ["audio"], "transcript", 0.0),
+        for name, backend, inputs, output, cost, options in (
+            ("parrot", "experts.echo:Echo", ["text"], "text", 0.001, {}),
+            ("sloth", "api_world:Sloth", ["text"], "text", 0.0, {}),
+            ("broken", "api_world:Broken", ["text"], "text", 0.0, {}),
+            ("eye", "api_world:Eye", ["image"], "labels", 0.0002, {"api_key": "secret-key"}),
+            ("ear", "api_world:Ear", ["audio"], "transcript", 0.0, {}),
         )
     ],
 }
-
-
-class Parrot(Expert):
-    """Says the question back, word by word."""
-
-    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
-        words = request.text.split(" ")
-        for place, word in enumerate(words):
-            yield Delta(text=f" {word}" if place else word)
-        yield Delta(usage=Usage(prompt_tokens=len(words), completion_tokens=len(words)), finish="stop")
 
 
 class Sloth(Expert):

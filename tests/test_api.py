@@ -79,6 +79,13 @@ async def test_an_answer_has_openai_s_shape_and_says_who_gave_it(client, world):
     assert len(body["id"].removeprefix("chatcmpl-")) >= 24
 
 
+async def test_an_answer_cut_short_says_so(client):
+    choice = (await client.post(CHAT, json=said("one two three", max_tokens=2))).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("one two", "length")
+    *_, last, _ = await chunks(client, said("one two three", max_tokens=2))
+    assert last["choices"][0]["finish_reason"] == "length"
+
+
 async def test_headers_say_who_answered(client):
     sent = {"x-request-id": "mine-1"}
     headers = (await client.post(CHAT, json=said("hello"), headers=sent)).headers
@@ -407,7 +414,7 @@ async def test_an_expert_is_added_asked_and_removed(client, world):
 def _spec() -> dict[str, Any]:
     return {
         "name": "x",
-        "backend": "api_world:Parrot",
+        "backend": "experts.echo:Echo",
         "inputs": ["text"],
         "output": "text",
         "card": {"description": "Another parrot."},
