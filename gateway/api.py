@@ -9,6 +9,7 @@ from gateway import audio, chat, embeddings, gates, health, models, ratings, ros
 from gateway.edge import LOOPBACK, Edge
 from gateway.limits import BodyLimit
 from gateway.problems import refuse
+from gateway.schemas import ErrorBody
 from gateway.services import Services
 from multimoe import __version__
 from multimoe.errors import MultimoeError
@@ -31,9 +32,19 @@ EXPOSED = (
 )
 
 
+REFUSALS: dict[int | str, str] = {"4XX": "Refused; the error says what to do.", "5XX": "Failed; try again later."}
+
+
 def build_api(services: Services, echo_request_id: bool = True) -> FastAPI:
     """`echo_request_id` False where the server in front (Ray Serve) adds x-request-id to every response itself."""
-    app = FastAPI(title="multimoe", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="multimoe",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        responses={kind: {"model": ErrorBody, "description": what} for kind, what in REFUSALS.items()},
+    )
     app.state.services = services
     for endpoints in (chat, audio, embeddings, models, roster, ratings, gates, health):
         app.include_router(endpoints.router)

@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 Json = dict[str, Any]
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses={200: {"content": {"application/json": {}, "text/event-stream": {}}}})
 async def complete(body: ChatBody, request: Request, services: Product, request_id: RequestId) -> Response:
     """Ask the mixture (`multimoe`, `multimoe:PRESET`) or one expert (`multimoe/NAME`), as OpenAI's chat completions.
 

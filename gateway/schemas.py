@@ -19,6 +19,21 @@ class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class ErrorDetail(Wire):
+    """`message` says what to do, `param` is the path of the wrong field, `code` is for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(Wire):
+    """What every refusal looks like, whatever refused."""
+
+    error: ErrorDetail
+
+
 class TextContent(Wire):
     type: Literal["text"]
     text: str

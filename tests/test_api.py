@@ -605,7 +605,9 @@ async def test_the_docs_need_no_internet(client):
         assert len((await client.get(f"/docs/{asset}")).content) > 100_000
     assert (await client.get("/docs/../api.py")).status_code == 404
     spec = (await client.get("/openapi.json")).json()
-    assert CHAT in spec["paths"]
+    answers = spec["paths"][CHAT]["post"]["responses"]
+    assert set(answers) == {"200", "4XX", "5XX"}
+    assert answers["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
 
 
 async def test_the_root_leads_to_the_page(client):
