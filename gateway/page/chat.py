@@ -3,7 +3,6 @@
 Everything it shows comes from the REST API through one `Client`. A visit's turns live as long as its page is open.
 """
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from gateway.page.answer import footer
 from gateway.page.examples import Example, available
 from gateway.page.html import name
 from gateway.page.inspector import inspector
-from gateway.page.turn import ANSWER, RATED, Turn, Visit
+from gateway.page.turn import ANSWER, RATED, Turn, Visit, handfuls
 from gateway.page.welcome import status, welcome
 from multimoe.errors import MultimoeError
 
@@ -181,7 +180,9 @@ class Chat:
         try:
             messages = history + chat_body(turn.text, turn.files)
             visit.stream = self.client.stream_chat(messages, preset, x_multimoe=policy, user=visit.user)
-            for _ in _paced(visit, turn):
+            for handful in handfuls(visit.stream, REDRAW_SECONDS):
+                for event in handful:
+                    turn.take(event)
                 yield *self._draw(visit), gr.skip()
             turn.state = "stopped" if turn.state == "stopped" else "done"
         except MultimoeError as error:
@@ -195,18 +196,6 @@ class Chat:
     def _draw(self, visit: Visit) -> View:
         turn = visit.turns[visit.shown] if visit.turns else None
         return gr.HTML(visible=False), gr.Chatbot(value=_messages(visit), visible=True), inspector(turn)
-
-
-def _paced(visit: Visit, turn: Turn) -> Iterator[None]:
-    """Take every event of the stream, and say when it is time to draw."""
-    drawn = 0.0
-    for event in visit.stream or ():
-        if turn.state == "stopped":
-            return
-        turn.take(event)
-        if time.monotonic() - drawn > REDRAW_SECONDS:
-            drawn = time.monotonic()
-            yield
 
 
 def _turn(box: Json) -> Turn | None:

@@ -1,10 +1,15 @@
 """One question and its answer as the page shows them, and one browser's visit. Knows no Gradio and no HTML."""
 
+import queue
 import secrets
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.client import Json, Routing, Said, Stream, StreamEvent, Used
+from multimoe.errors import MultimoeError
 
 TurnState = Literal["routing", "streaming", "done", "stopped", "failed", "routed"]
 RATED = {"good": 1.0, "bad": 0.0, "wrong_expert": 0.0, "too_slow": 0.0, "hallucinated": 0.0, "unsafe": 0.0}
@@ -48,7 +53,7 @@ class Turn:
                 self.info = {**self.info, **info}
             case Said(text):
                 self.answer += text
-                self.state = "streaming"
+                self.state = "streaming" if self.state == "routing" else self.state
             case Used(usage):
                 self.usage = usage
 
@@ -75,3 +80,33 @@ class Visit:
                 told.append({"role": "user", "content": f"{turn.text} {attached}".strip()})
                 told.append({"role": "assistant", "content": turn.answer})
         return told
+
+
+def handfuls(stream: Stream, seconds: float) -> Iterator[list[StreamEvent]]:
+    """The events of `stream` as they come, those of `seconds` together; none is held back longer than that.
+
+    Raises what the stream raises, after the events before it.
+    """
+    arrived: queue.Queue[StreamEvent | MultimoeError | None] = queue.Queue()
+    threading.Thread(target=_read, args=(stream, arrived), daemon=True).start()
+    while True:
+        taken = [arrived.get()]
+        time.sleep(seconds)
+        while not arrived.empty():
+            taken.append(arrived.get())
+        yield [event for event in taken if isinstance(event, Routing | Said | Used)]
+        for event in taken:
+            if isinstance(event, MultimoeError):
+                raise event
+        if None in taken:
+            return
+
+
+def _read(stream: Stream, arrived: "queue.Queue[StreamEvent | MultimoeError | None]") -> None:
+    try:
+        for event in stream:
+            arrived.put(event)
+    except MultimoeError as error:
+        arrived.put(error)
+    finally:
+        arrived.put(None)
