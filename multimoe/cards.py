@@ -18,6 +18,9 @@ EmbedTexts = Callable[[Sequence[str]], Vectors]  # n texts -> (n, CONCEPT)
 SHARPNESS = 50.0  # of the soft maximum over a card's sentences, per unit of cosine
 LEAST_SPREAD = 0.04  # cosine; cards closer together than this are not told apart more strongly
 BLIND = -0.5  # standardised score for a modality of the request that an expert does not read
+ASKED = (
+    3.0  # how much more the question's words count than the picture or sound they come with: they say what is wanted
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,25 +58,29 @@ class Cards:
         if not experts:
             raise BadConfig("a gate needs at least one expert; add one to the catalog")
         self.reads = {m: np.array([m in expert.inputs for expert in experts]) for m in MODALITIES}
+        # who writes is told in words what others saw and heard, so it is not blind to what it cannot read
+        told = np.array([expert.output == "text" for expert in experts])
+        self._unread = {m: BLIND * ~(reads | told) for m, reads in self.reads.items()}
         said = {m: [sentences(expert.card, m) for expert in experts] for m in MODALITIES}
         wanted = dict.fromkeys(text for by_expert in said.values() for texts in by_expert for text in texts)
         self._vectors: dict[str, Vectors] = _embed(list(wanted), embed_texts, known._vectors if known else {})
         self._sentences = {m: _stack(by_expert, self._vectors) for m, by_expert in said.items()}
 
     def scores(self, embedding: Embedding) -> Float:
-        """How well each card fits, (experts,): the mean over the request's modalities of standardised likeness.
+        """How well each card fits, (experts,): the weighted mean over modalities of standardised likeness.
 
-        Text is compared with every card, whether or not the expert reads text: it says what is wanted. Standardised
-        over the experts that read something of the request, since cosines of one modality lie at another level and
-        spread than those of another.
+        Text is compared with every card, whether or not the expert reads text: it says what is wanted, and counts
+        `ASKED` times as much as a picture or sound beside it. Standardised over the experts that read something of the
+        request, since cosines of one modality lie at another level and spread than those of another.
         """
-        total = np.zeros(len(self.reads["text"]))
+        total, weights = np.zeros(len(self.reads["text"])), 0.0
         relevant = np.any([self.reads[m] for m in embedding.vectors], axis=0)
         for m, vector in embedding.vectors.items():
-            judged = relevant if m == "text" else self.reads[m]
-            total += _standardised(self._sentences[m].likeness(vector.concept), judged)
-            total += BLIND * ~self.reads[m]
-        return total / max(1, len(embedding.vectors))
+            judged, weight = (relevant, ASKED) if m == "text" else (self.reads[m], 1.0)
+            total += weight * _standardised(self._sentences[m].likeness(vector.concept), judged)
+            total += self._unread[m]
+            weights += weight
+        return total / max(1.0, weights)
 
     def closest(self, expert: int, embedding: Embedding) -> tuple[str, float]:
         """The sentence of this expert's card that is nearest to the request, and its cosine."""
