@@ -62,9 +62,7 @@ class Chat(Expert):
             self._engine = xllamacpp.Server(params)
         except RuntimeError as error:
             raise BadConfig(f"llama.cpp cannot load {params.model.path}: {error}") from error
-        address = self._engine.listening_address
-        # trust_env: a proxy must not come between the process and itself
-        self._counter = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        self._headers = {"Authorization": f"Bearer {key}"}
 
     async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
         loop = asyncio.get_running_loop()
@@ -111,17 +109,15 @@ class Chat(Expert):
         """The turns without the oldest, as many as must go so that the answer has room (a quarter is room enough)."""
         allowed = self._context - min(max_tokens, self._context // 4)
         while (tokens := self._count(turns, allowed)) > allowed:
-            oldest = next((i for i, turn in enumerate(turns[:-1]) if turn["role"] != "system"), None)
-            if oldest is None:
+            kept = _without_oldest(turns, 1 - allowed / tokens)
+            if len(kept) == len(turns):
                 raise BadInput(
                     f"the question has {tokens} tokens with its instructions; expert {self.spec.name!r} reads at most "
                     f"{allowed}: shorten it",
                     "messages",
                     "context_length_exceeded",
                 )
-            # an answer must not lead a conversation, so it goes with its question
-            end = next((i for i in range(oldest + 1, len(turns)) if turns[i]["role"] == "user"), oldest + 1)
-            turns = turns[:oldest] + turns[end:]
+            turns = kept
         return turns
 
     def _count(self, turns: list[Turn], allowed: int) -> int:
@@ -129,11 +125,22 @@ class Chat(Expert):
         bound = sum(len(turn["content"].encode()) + 16 for turn in turns)  # 16 for a turn's marks in the template
         if bound <= allowed:
             return bound
-        try:
-            reply = self._counter.post("/v1/chat/completions/input_tokens", json={"messages": turns}, timeout=30)
+        url = f"{self._engine.listening_address}/v1/chat/completions/input_tokens"
+        try:  # trust_env: a proxy must not come between the process and itself
+            reply = httpx.post(url, json={"messages": turns}, headers=self._headers, timeout=30, trust_env=False)
             return int(reply.raise_for_status().json()["input_tokens"])
         except httpx.HTTPError as error:
             raise ExpertFailed(f"llama.cpp did not count the tokens of the question: {error}") from error
+
+
+def _without_oldest(turns: list[Turn], share: float) -> list[Turn]:
+    """`turns` after about `share` of their text has gone, oldest first; system prompts and the last turn stay."""
+    excess = share * sum(len(turn["content"]) for turn in turns)
+    system, rest = [turn for turn in turns if turn["role"] == "system"], [t for t in turns if t["role"] != "system"]
+    # an answer must not lead a conversation, so it goes with its question
+    while len(rest) > 1 and (excess > 0 or rest[0]["role"] == "assistant"):
+        excess -= len(rest.pop(0)["content"])
+    return system + rest
 
 
 async def _deltas(chunks: "asyncio.Queue[Chunk | None]") -> AsyncIterator[Delta]:

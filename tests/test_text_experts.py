@@ -169,8 +169,8 @@ async def test_answers_and_counts_its_tokens(chat: Chat) -> None:
 
 @pytest.mark.weights
 async def test_streams_token_by_token(chat: Chat) -> None:
-    pieces = [delta.text async for delta in chat.answer(ask("Count from one to ten.", max_tokens=12)) if delta.text]
-    assert 6 <= len(pieces) <= 12
+    pieces = [delta.text async for delta in chat.answer(ask("Tell me about the sea.", max_tokens=12)) if delta.text]
+    assert len(pieces) == 12
 
 
 @pytest.mark.weights
@@ -211,7 +211,7 @@ async def test_an_early_close_frees_its_slot(chat: Chat) -> None:
         await stream.aclose()  # type: ignore[attr-defined]  # every answer is an async generator
     started = time.monotonic()
     await answered(chat, ask("Hi", max_tokens=2))
-    assert time.monotonic() - started < 5  # 400 tokens take at least 8 s
+    assert time.monotonic() - started < 8  # 400 tokens take longer on any machine of one thread
 
 
 @pytest.mark.weights
