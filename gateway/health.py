@@ -73,6 +73,12 @@ async def home() -> Response:
     return RedirectResponse("/ui/")
 
 
+@router.get("/favicon.ico", include_in_schema=False)
+async def icon() -> Response:
+    """Browsers ask for it at the root, whatever page they show; the page brings its own."""
+    return Response(status_code=204)
+
+
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
     return get_swagger_ui_html(

@@ -143,14 +143,11 @@ def gateway_app(args: CatalogArgs) -> Application:
 def page_app(args: CatalogArgs) -> Application:
     def build() -> FastAPI:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        import gradio
-
-        from gateway.page import build_page
+        from gateway.page import mount_page
 
         server = Catalog.model_validate(args.catalog).server
         host = "127.0.0.1" if server.host == "0.0.0.0" else server.host  # noqa: S104
-        page = build_page(f"http://{host}:{server.port}")
-        return gradio.mount_gradio_app(FastAPI(), page, path="/")
+        return mount_page(FastAPI(), f"http://{host}:{server.port}", path="/")
 
     # one replica: Gradio keeps a session's state in the process that began it
     @serve.deployment(name=PAGE, max_ongoing_requests=MANY_REQUESTS, ray_actor_options={"num_cpus": 0.1})

@@ -13,7 +13,7 @@ from gateway.page.versions import gate_cards, job, versions
 from multimoe.errors import MultimoeError
 
 POLL_SECONDS = 0.7
-ENDED = ("done", "succeeded", "failed")
+ENDED = ("done", "failed")
 
 View = tuple[Any, ...]
 
