@@ -64,7 +64,7 @@ def running(catalog: Catalog, report: Report, ray_address: str | None = None) ->
         _wait_until_up(report)
         yield f"http://{_reachable(catalog.server.host)}:{catalog.server.port}"
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]  # Ray ships it without types
         ray.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
 

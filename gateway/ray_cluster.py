@@ -13,7 +13,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.schema import ServeDeploySchema
 
 from gateway.cluster import ExpertState, GateState
@@ -61,7 +61,8 @@ class RayCluster:
 
     async def ask(self, expert: str, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Stream one expert. Closing the iterator cancels the call in its replica."""
-        stream = self._handle(expert_app_name(expert), EXPERT).options(stream=True).answer.remote(request)
+        handle: Any = self._handle(expert_app_name(expert), EXPERT).options(stream=True)
+        stream: DeploymentResponseGenerator[Delta] = handle.answer.remote(request)
         try:
             async for delta in stream:
                 yield delta
@@ -72,7 +73,7 @@ class RayCluster:
         except GONE as error:
             raise ExpertFailed(f"a replica of expert {expert!r} went away while answering; ask again") from error
         finally:
-            stream.cancel()
+            stream.cancel()  # type: ignore[no-untyped-call]  # Ray ships it without types
 
     async def expert_states(self) -> dict[str, ExpertState]:
         applications = (await self._details())["applications"]

@@ -106,11 +106,11 @@ def load_expert(spec: ExpertSpec, weights: Path) -> Expert:
 
 
 def expert_app(args: ExpertArgs) -> Application:
-    return ExpertReplica.bind(args.spec, args.weights)
+    return _bind(ExpertReplica, args.spec, args.weights)
 
 
 def gate_app(args: CatalogArgs) -> Application:
-    return GateReplica.bind(args.catalog)
+    return _bind(GateReplica, args.catalog)
 
 
 def gateway_app(args: CatalogArgs) -> Application:
@@ -137,7 +137,7 @@ def gateway_app(args: CatalogArgs) -> Application:
     class Gateway:
         pass
 
-    return Gateway.bind()
+    return _bind(Gateway)
 
 
 def page_app(args: CatalogArgs) -> Application:
@@ -155,4 +155,9 @@ def page_app(args: CatalogArgs) -> Application:
     class Page:
         pass
 
-    return Page.bind()
+    return _bind(Page)
+
+
+def _bind(deployment: Any, *args: Any) -> Application:
+    bound: Application = deployment.bind(*args)  # Serve's decorators hide from the type checker what they return
+    return bound

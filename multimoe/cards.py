@@ -18,6 +18,7 @@ EmbedTexts = Callable[[Sequence[str]], Vectors]  # n texts -> (n, CONCEPT)
 SHARPNESS = 50.0  # of the soft maximum over a card's sentences, per unit of cosine
 LEAST_SPREAD = 0.04  # cosine; cards closer together than this are not told apart more strongly
 BLIND = -0.5  # standardised score for a modality of the request that an expert does not read
+TOLD = -0.2  # the same for one that writes: it is told in words what others saw and heard
 ASKED = (
     3.0  # how much more the question's words count than the picture or sound they come with: they say what is wanted
 )
@@ -58,9 +59,8 @@ class Cards:
         if not experts:
             raise BadConfig("a gate needs at least one expert; add one to the catalog")
         self.reads = {m: np.array([m in expert.inputs for expert in experts]) for m in MODALITIES}
-        # who writes is told in words what others saw and heard, so it is not blind to what it cannot read
-        told = np.array([expert.output == "text" for expert in experts])
-        self._unread = {m: BLIND * ~(reads | told) for m, reads in self.reads.items()}
+        blind = np.array([TOLD if expert.output == "text" else BLIND for expert in experts])
+        self._unread = {m: blind * ~reads for m, reads in self.reads.items()}
         said = {m: [sentences(expert.card, m) for expert in experts] for m in MODALITIES}
         wanted = dict.fromkeys(text for by_expert in said.values() for texts in by_expert for text in texts)
         self._vectors: dict[str, Vectors] = _embed(list(wanted), embed_texts, known._vectors if known else {})
