@@ -33,7 +33,7 @@ def print_json(data: Any) -> None:
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> None:
-    """Cells are shown as they are; a column whose name ends in a blank is aligned to the right."""
+    """A column whose name ends in a blank is aligned to the right."""
     out().print(table(columns, rows, title), markup=False)
 
 
@@ -42,8 +42,14 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str |
     for column in columns:
         made.add_column(column.rstrip(), justify="right" if column.endswith(" ") else "left")
     for row in rows:
-        made.add_row(*("" if cell is None else str(cell) for cell in row))
+        made.add_row(*map(_cell, row))
     return made
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def explain(error: BaseException) -> int | None:

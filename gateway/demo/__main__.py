@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +85,8 @@ def take(step: Step, visitor: Visitor, tell: object) -> tuple[Seen, str]:
         seen = step.run(visitor, tell)  # type: ignore[arg-type]  # as every caller passes it
     except Exception as error:  # the edge of the demo: whatever it is, the row says it
         return Seen("", seconds=time.monotonic() - began), f"{type(error).__name__}: {error}"
-    return seen, step.wrong(seen)
+    took = seen.seconds or time.monotonic() - began
+    return replace(seen, seconds=took), step.wrong(seen)
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -105,11 +107,11 @@ def mark(complaint: str) -> Text:
 
 COLUMNS: dict[str, dict[str, object]] = {
     "": {"justify": "right"},
-    "step": {"ratio": 3},
+    "step": {"ratio": 2},
     "experts": {"no_wrap": True},
     "latency": {"justify": "right", "no_wrap": True},
     "answer": {"ratio": 6},
-    "is": {"ratio": 2},
+    "is": {"ratio": 1},
 }
 
 

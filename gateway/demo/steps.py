@@ -64,9 +64,9 @@ def fact(name: str, wrong: str) -> Check:
     return lambda seen: "" if seen.facts.get(name) else wrong
 
 
-def ask_about_everything(visitor: Visitor, tell: Tell) -> Seen:
+def rate_everything(visitor: Visitor, tell: Tell) -> Seen:
     """Thumbs up for every answer so far, and one for each expert where several took part."""
-    shared = 0
+    before, shared = int(visitor.client.stats()["ratings"]), 0
     for at, seen in enumerate(visitor.answers, start=1):
         tell(f"{at} of {len(visitor.answers)}")
         visitor.client.feedback(seen.id, 1.0)
@@ -74,7 +74,7 @@ def ask_about_everything(visitor: Visitor, tell: Tell) -> Seen:
         for expert in parts:
             visitor.client.feedback(seen.id, 1.0, expert=expert)
         shared += len(parts)
-    counted = int(visitor.client.stats()["ratings"])
+    counted = int(visitor.client.stats()["ratings"]) - before
     given = len(visitor.answers) + shared
     text = f"{len(visitor.answers)} answers and {shared} experts' parts rated"
     return Seen(text, facts={"counted": counted == given, "shared": shared})
@@ -84,12 +84,10 @@ def rate_and_retrain(visitor: Visitor, tell: Tell) -> Seen:
     """A few hundred rated questions of sixty people, then a retraining, followed to its end."""
     asked = wishes(RATINGS)
     scores = list(ask_and_rate(visitor, asked, lambda done: tell(f"{done} of {len(asked)} asked and rated")))
-    started = time.monotonic()
     result = follow(visitor, tell)
     pleased = sum(scores) / len(scores)
     text = f"{len(scores)} ratings, {pleased:.0%} up; gate {result.get('version')}: {result.get('reason', '')}"
-    facts = {"promoted": result.get("promoted"), "seconds": time.monotonic() - started}
-    return Seen(text, seconds=time.monotonic() - started, facts=facts)
+    return Seen(text, facts={"promoted": result.get("promoted")})
 
 
 def follow(visitor: Visitor, tell: Tell) -> dict[str, object]:
@@ -136,7 +134,7 @@ STEPS = (
     ),
     Step(
         "a photograph with a question about it",
-        lambda v, _: v.ask("Which animal is in this picture, and where in the world does it live?", media.LION),
+        lambda v, _: v.ask("Is it dangerous, and why?", media.LION),
         (says("lion"), written_from_evidence, routed),
     ),
     Step("recorded speech, alone", lambda v, _: v.ask("", media.SPEECH), (says("good at something", "free"), routed)),
@@ -144,7 +142,7 @@ STEPS = (
     Step("a spoken question, answered", lambda v, _: v.ask("", media.QUESTION), (says("Paris"), written_from_evidence)),
     Step(
         "a rating for each answer",
-        ask_about_everything,
+        rate_everything,
         (fact("counted", "the store counts other ratings"), fact("shared", "no answer had several experts to rate")),
     ),
     Step("people who want code explained; retraining", rate_and_retrain, (fact("promoted", "nothing was promoted"),)),

@@ -60,8 +60,8 @@ class Visitor:
     def ask(
         self, text: str = "", *media: Path | bytes, stream: bool = False, max_tokens: int = MAX_TOKENS, **x: Any
     ) -> Seen:
-        """Ask and remember. `x` are keys of `x_multimoe`."""
-        seen = self.try_out(text, *media, stream=stream, max_tokens=max_tokens, **x)
+        """Ask and remember; nothing is left to chance, so each run shows the same. `x` are keys of `x_multimoe`."""
+        seen = self.try_out(text, *media, stream=stream, max_tokens=max_tokens, **{"explore": False, **x})
         self.answers.append(seen)
         return seen
 
