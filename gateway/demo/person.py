@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from gateway.demo.visitor import Seen, Visitor
+from gateway.demo.visitor import Seen, Visitor, name
+from multimoe.errors import MultimoeError
 
 PEOPLE = 60  # each has a few ratings: what one person thinks proves little
 AT_ONCE = 4
@@ -62,6 +63,18 @@ def wishes(count: int, seed: int = 0) -> list[Wish]:
     """Three snippets of code to every opinion, no two alike as far as that goes, in random order."""
     draw = random.Random(seed)  # noqa: S311  # a world for a demo, not a secret
     return [opinion(draw) if draw.random() < 0.25 else snippet(draw) for _ in range(count)]
+
+
+def misrouted(visitor: Visitor, tries: int = 20) -> Wish:
+    """A snippet that nobody has asked yet and that the gate now sends to an expert of another kind than is wanted."""
+    for wish in (snippet(draw) for draw in map(random.Random, range(tries))):
+        asked = [{"role": "user", "content": wish.question}]
+        info = visitor.client.route(asked, x_multimoe={"top_k": 1, "explore": False})
+        if visitor.outputs[name(info["experts"][0])] != wish.wants:
+            return wish
+    raise MultimoeError(
+        f"the gate sends all of {tries} snippets where these people want them: nothing is to be learned"
+    )
 
 
 def content_with(wish: Wish, seen: Seen, outputs: dict[str, str]) -> float:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.demo import media
-from gateway.demo.person import Wish, ask_and_rate, wishes
+from gateway.demo.person import ask_and_rate, misrouted, wishes
 from gateway.demo.visitor import Seen, Visitor
 from multimoe.errors import MultimoeError
 
 RATINGS = 300
 POLL_SECONDS = 0.3
-CODE = Wish("def area(width, height):\n    return width * height", "text")
 
 Tell = Callable[[str], None]
 Check = Callable[[Seen], str]
@@ -82,6 +81,7 @@ def rate_everything(visitor: Visitor, tell: Tell) -> Seen:
 
 def rate_and_retrain(visitor: Visitor, tell: Tell) -> Seen:
     """A few hundred rated questions of sixty people, then a retraining, followed to its end."""
+    visitor.puzzle = misrouted(visitor)
     asked = wishes(RATINGS)
     scores = list(ask_and_rate(visitor, asked, lambda done: tell(f"{done} of {len(asked)} asked and rated")))
     result = follow(visitor, tell)
@@ -102,12 +102,19 @@ def follow(visitor: Visitor, tell: Tell) -> dict[str, object]:
 
 
 def ask_for_code(visitor: Visitor, tell: Tell) -> Seen:
-    """The same bare code again: who answers, by which gate, is what was learned."""
-    seen = visitor.try_out(CODE.question, max_tokens=32, explore=False, top_k=1)
+    """Code that the old gate sent elsewhere: who answers now, by which gate, is what was learned."""
+    if visitor.puzzle is None:
+        raise MultimoeError("nobody has rated yet, so nothing is known to ask again")
+    seen = visitor.try_out(visitor.puzzle.question, max_tokens=32, explore=False, top_k=1)
     serving = int(visitor.client.gate()["version"])
     kinds = {visitor.outputs[expert] for expert in seen.experts}
     facts = {"new": serving > 0 and seen.gate == serving, "old": seen.gate == serving == 0, "kinds": kinds}
-    return Seen(f"gate {seen.gate}: {seen.text}", seen.info, seen.seconds, facts | {"explained": kinds == {CODE.wants}})
+    return Seen(
+        f"gate {seen.gate}: {seen.text}",
+        seen.info,
+        seen.seconds,
+        facts | {"explained": kinds == {visitor.puzzle.wants}},
+    )
 
 
 def roll_back(visitor: Visitor, tell: Tell) -> Seen:

@@ -5,11 +5,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openai
 
 from gateway.client import Client, media_part
+
+if TYPE_CHECKING:
+    from gateway.demo.person import Wish
 
 Json = dict[str, Any]
 MAX_TOKENS = 48
@@ -44,13 +47,18 @@ class Seen:
 
 
 class Visitor:
-    """One person at one gateway. `outputs` says what each expert writes: text, labels, words, ..."""
+    """One person at one gateway.
+
+    `outputs` says what each expert writes: text, labels, words, ... `puzzle` is a question that the first gate gets
+    wrong, kept to be asked again.
+    """
 
     def __init__(self, url: str) -> None:
         self.client = Client(url)
         http = openai.DefaultHttpxClient(trust_env=False)  # no proxy stands between us and this machine
         self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="-", timeout=PATIENCE_SECONDS, http_client=http)
         self.answers: list[Seen] = []
+        self.puzzle: Wish | None = None
         self.outputs = {name(e): str(e.get("output")) for e in self.client.experts()}
 
     def close(self) -> None:
