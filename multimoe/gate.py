@@ -133,16 +133,18 @@ class Gate:
                 raise NotFound(f"the gate has no expert {name!r}; it has: {', '.join(self._index)}")
         return self._quality(embedding)[[self._index[name] for name in experts]]
 
-    def replan(self, embedding: Embedding, decision: Decision) -> tuple[tuple[str, ...], Plan]:
+    def replan(
+        self, embedding: Embedding, decision: Decision, policy: Policy | None = None
+    ) -> tuple[tuple[str, ...], Plan]:
         """This gate's own plan for a logged request: over those logged eligible experts that it still has, named.
 
-        Raises NotFound when it has none of them.
+        Under the logged policy unless another is given. Raises NotFound when it has none of them.
         """
         names = tuple(c.expert for c in decision.considered if c.expert in self._index)
         if not names:
             raise NotFound("none of the experts of this logged decision is in the catalog any more")
         quality = self.qualities(embedding, names)
-        return names, self._plan([self._index[name] for name in names], quality, decision.policy)
+        return names, self._plan([self._index[name] for name in names], quality, policy or decision.policy)
 
     def choice_probability(self, embedding: Embedding, decision: Decision) -> float:
         """With which probability this gate draws the logged ordered choice; 0 when it lost one of the experts."""

@@ -1,7 +1,9 @@
 """What another gate would have been worth on logged requests, with intervals. numpy only; it knows no gate, no store.
 
 Each estimator is a value and one influence per row, whose spread gives the interval (delta method); the gain of one
-policy over another on the same log is the difference of both, so what the two share cancels.
+policy over another on the same log is the difference of both, so what the two share cancels. Three corrections keep
+intervals honest where few rows carry most weight: leverage, degrees of freedom from kurtosis, and never less spread
+than rewards of the usual noise would have (ten answers that all were liked do not prove that all will be).
 """
 
 import math
@@ -60,8 +62,19 @@ class Replay:
     expected: Float | None = None
 
 
-Rows = tuple[float, Float]  # a value, and each row's influence (n,) on it: mean 0
-Estimator = Callable[[Log, Replay], Rows]
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """A value, each row's `influence` (n,) on it, and the `weight` (n,) of each row's reward in n times the value."""
+
+    value: float
+    influence: Float
+    weight: Float
+
+    def __sub__(self, other: "_Rows") -> "_Rows":
+        return _Rows(self.value - other.value, self.influence - other.influence, self.weight - other.weight)
+
+
+Estimator = Callable[[Log, Replay], _Rows]
 
 
 def ips(log: Log, policy: Replay) -> Estimate:
@@ -121,31 +134,31 @@ def effective_size(log: Log, policy: Replay) -> float:
     return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def _ips(log: Log, policy: Replay) -> Rows:
-    return _mean(policy.chances / log.propensities * log.rewards, log)
-
-
-def _snips(log: Log, policy: Replay) -> Rows:
+def _ips(log: Log, policy: Replay) -> _Rows:
     weights = policy.chances / log.propensities
-    scale = float((_votes(log) * weights).mean())
-    value = float((_votes(log) * weights * log.rewards).mean()) / scale
-    leverage = np.minimum(_votes(log) * weights / (scale * len(log)), 0.5)  # of a row on its own estimate
-    return value, _votes(log) * weights * (log.rewards - value) / scale / (1 - leverage)
+    return _mean(weights * log.rewards, weights, log)
 
 
-def _direct(log: Log, policy: Replay) -> Rows:
-    return _mean(_modelled(policy.expected), log)
+def _snips(log: Log, policy: Replay) -> _Rows:
+    weights = _votes(log) * policy.chances / log.propensities
+    weights = weights / weights.mean()
+    value = float((weights * log.rewards).mean())
+    leverage = np.minimum(weights / len(log), 0.5)  # of a row on its own residual
+    return _Rows(value, weights * (log.rewards - value) / (1 - leverage), weights)
 
 
-def _doubly_robust(log: Log, policy: Replay) -> Rows:
+def _direct(log: Log, policy: Replay) -> _Rows:
+    return _mean(_modelled(policy.expected), np.zeros(len(log)), log)
+
+
+def _doubly_robust(log: Log, policy: Replay) -> _Rows:
     weights = policy.chances / log.propensities
-    return _mean(_modelled(policy.expected) + weights * (log.rewards - _modelled(log.predicted)), log)
+    return _mean(_modelled(policy.expected) + weights * (log.rewards - _modelled(log.predicted)), weights, log)
 
 
-def _mean(terms: Float, log: Log) -> Rows:
-    votes = _votes(log)
-    value = float((votes * terms).mean())
-    return value, votes * (terms - value)
+def _mean(terms: Float, weights: Float, log: Log) -> _Rows:
+    value = float((_votes(log) * terms).mean())
+    return _Rows(value, _votes(log) * (terms - value), _votes(log) * weights)
 
 
 def _votes(log: Log) -> Float:
@@ -161,17 +174,14 @@ def _modelled(values: Float | None) -> Float:
 
 def _estimate(estimator: Estimator, log: Log, policy: Replay) -> Estimate:
     _check(log, policy)
-    value, influence = estimator(log, policy)
-    return _interval(value, influence, log, effective_size(log, policy))
+    return _interval(estimator(log, policy), log, effective_size(log, policy))
 
 
 def _gain(estimator: Estimator, log: Log, candidate: Replay, champion: Replay) -> Estimate:
     _check(log, candidate)
     _check(log, champion)
-    better, its_rows = estimator(log, candidate)
-    worse, other_rows = estimator(log, champion)
     size = min(effective_size(log, candidate), effective_size(log, champion))
-    return _interval(better - worse, its_rows - other_rows, log, size)
+    return _interval(estimator(log, candidate) - estimator(log, champion), log, size)
 
 
 def _check(log: Log, policy: Replay) -> None:
@@ -183,24 +193,32 @@ def _check(log: Log, policy: Replay) -> None:
         )
 
 
-def _interval(value: float, influence: Float, log: Log, size: float) -> Estimate:
-    n = len(influence)
-    sums: Float = influence if log.groups is None else np.bincount(log.groups, weights=influence).astype(np.float64)
+def _interval(rows: _Rows, log: Log, size: float) -> Estimate:
+    n = len(log)
+    sums = rows.influence
     count = n if log.groups is None else len(np.unique(log.groups))
-    if count < FEWEST_GROUPS:
-        sums, count = influence, n
-    squares = float(sums @ sums)
-    error = math.sqrt(count / (count - 1) * squares) / n
-    radius = _student(_freedom(sums, count)) * error
-    return Estimate(value=value, low=value - radius, high=value + radius, effective_sample_size=size, n=n)
+    if log.groups is not None and count >= FEWEST_GROUPS:
+        sums = np.bincount(log.groups, weights=sums).astype(np.float64)
+    count = len(sums)
+    squares = max(count / (count - 1) * float(sums @ sums), _noise(log) * float(rows.weight @ rows.weight))
+    radius = _student(min(_freedom(sums), _freedom(rows.weight))) * math.sqrt(squares) / n
+    return Estimate(
+        value=rows.value, low=rows.value - radius, high=rows.value + radius, effective_sample_size=size, n=n
+    )
 
 
-def _freedom(sums: Float, count: int) -> float:
-    """Degrees of freedom of the variance of `sums`, from their kurtosis (Satterthwaite): few when few rows rule it."""
-    squares = float(sums @ sums)
+def _noise(log: Log) -> float:
+    """Variance of rewards around what was predicted, over all rows alike."""
+    expected = log.rewards.mean() if log.predicted is None else log.predicted
+    return float(((log.rewards - expected) ** 2).mean())
+
+
+def _freedom(terms: Float) -> float:
+    """Degrees of freedom of a variance from `terms`, by their kurtosis (Satterthwaite): few when few rows rule it."""
+    count, squares = len(terms), float(terms @ terms)
     if squares == 0:
         return count - 1
-    kurtosis = count * float((sums**2) @ (sums**2)) / squares**2
+    kurtosis = count * float((terms**2) @ (terms**2)) / squares**2
     return min(count - 1, 2 * count / max(kurtosis - 1, 1e-9))
 
 

@@ -1,9 +1,9 @@
 """From utilities to a weighted choice of experts, and exactly how likely that choice was.
 
 A `Plan` is one request's randomised policy: with probability `1 - explore` the strategy's greedy choice, otherwise a
-length drawn evenly from 1 to k and that many experts drawn one after the other without replacement (Plackett-Luce).
-Every ordered choice up to length k can therefore be drawn, so any other gate can be judged from these logs. It knows
-neither embeddings nor cards; experts are row numbers here.
+length from 1 to k and that many experts drawn one after the other without replacement (Plackett-Luce). Every ordered
+choice up to length k can therefore be drawn, so any other gate can be judged from these logs. It knows neither
+embeddings nor cards; experts are row numbers here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ Float = NDArray[np.float64]
 Int = NDArray[np.intp]
 
 LEAST_WEIGHT = 0.1  # a greedy choice drops experts whose share of the blend would be below this
-UNIFORM = 0.2  # share of exploration that ignores utilities, so that no propensity is vanishing
+UNIFORM = 0.5  # share of exploration that ignores utilities: what seems bad today must be tried too, to be learned
 COLDEST = 1e-6  # temperature; below it a softmax only overflows
 ENUMERABLE = 5000  # ordered choices; above that many expectations are drawn instead of summed
 DRAWS = 512
@@ -49,6 +49,16 @@ class Plan:
         mixed: Float = (1 - UNIFORM) * self.shares + UNIFORM / len(self.shares)
         return mixed
 
+    @cached_property
+    def lengths(self) -> Float:
+        """Probabilities (longest,) of drawing 1, 2, ... experts when exploring: half of it as many as the greedy choice
+
+        has, since a choice of that length is what another gate would most likely want to be judged by.
+        """
+        even = np.full(self.longest, 0.5 / self.longest)
+        even[len(self.greedy) - 1] += 0.5
+        return even
+
     def drawn_first(self) -> Float:
         """Probabilities (n,) of the first expert drawn, exploring or not."""
         first = self.explore * self.first
@@ -59,14 +69,14 @@ class Plan:
         """An ordered choice, and whether it came from exploration."""
         if generator.random() >= self.explore:
             return self.greedy, False
-        length = int(generator.integers(1, self.longest + 1))
+        length = 1 + int(np.searchsorted(np.cumsum(self.lengths)[:-1], generator.random(), side="right"))
         return gumbel_top_k(self.first, length, generator), True
 
     def probability(self, order: Sequence[int]) -> float:
         """The exact probability that `draw` gives `order`; 0 for choices it never gives."""
         if not 1 <= len(order) <= self.longest or len(set(order)) < len(order):
             return 0.0
-        drawn = float(plackett_luce(self.first, np.array([order]))[0]) / self.longest
+        drawn = float(plackett_luce(self.first, np.array([order]))[0] * self.lengths[len(order) - 1])
         return min(1.0, self.explore * drawn + (1 - self.explore) * (tuple(order) == self.greedy))
 
     def weights(self, order: Sequence[int]) -> Float:
@@ -79,8 +89,8 @@ class Plan:
         greedy = float(self.weights(self.greedy) @ values[list(self.greedy)])
         if self.explore == 0:
             return greedy
-        lengths = [self._expected_of_length(values, length) for length in range(1, self.longest + 1)]
-        return (1 - self.explore) * greedy + self.explore * sum(lengths) / self.longest
+        drawn = [self._expected_of_length(values, length) for length in range(1, self.longest + 1)]
+        return (1 - self.explore) * greedy + self.explore * float(self.lengths @ drawn)
 
     def _expected_of_length(self, values: Float, length: int) -> float:
         if perm(len(values), length) > ENUMERABLE:

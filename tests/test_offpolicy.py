@@ -106,8 +106,10 @@ def test_an_interval_that_hangs_on_few_rows_is_wide_enough():
     assert np.mean([e.low <= truth for e in estimates]) >= 0.95
 
 
-def test_doubly_robust_is_narrower_than_snips_and_snips_than_ips():
-    log, candidate, _ = World(3).play(5000, np.random.default_rng(1))
+def test_with_a_good_model_doubly_robust_is_narrower_than_snips_and_snips_than_ips():
+    world = World(3)
+    world.guess = world.reward
+    log, candidate, _ = world.play(5000, np.random.default_rng(1))
 
     widths = [e.high - e.low for e in (f(log, candidate) for f in (doubly_robust, snips, ips))]
 
@@ -157,6 +159,17 @@ def test_ratings_that_one_rater_repeats_do_not_narrow_the_interval():
     estimate = doubly_robust(repeated, Replay(ten(candidate.chances), ten(candidate.expected)))
 
     assert estimate.high - estimate.low == pytest.approx(once.high - once.low, rel=1e-6)
+
+
+def test_ten_liked_answers_do_not_prove_that_all_will_be():
+    generator = np.random.default_rng(0)
+    agreed = np.arange(200) < 10
+    rewards = np.where(agreed, 1.0, generator.random(200) < 0.6)
+
+    estimate = snips(Log(rewards, np.full(200, 0.5)), Replay(agreed * 0.5))
+
+    assert estimate.value == 1.0
+    assert estimate.low < 0.75
 
 
 def test_rows_without_votes_do_not_count():
