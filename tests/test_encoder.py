@@ -170,7 +170,7 @@ def test_silence_and_clicks_are_finite(audio: AudioEncoder) -> None:
     assert all(np.isfinite(vector.concept).all() and np.isfinite(vector.features).all() for vector in vectors)
 
 
-def test_a_long_recording_costs_no_more_than_half_a_minute(
+def test_a_long_recording_costs_no_more_than_a_few_windows(
     audio: AudioEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[int] = []
@@ -272,7 +272,7 @@ def test_concepts_separate_labelled_media(
     this, that = encoders.embed_texts(cards)
     scores: dict[str, list[float]] = {kind: [] for kind in kinds}
     with (MEDIA / "labels.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["modality"] in kinds]
+        rows = [row for row in csv.DictReader(file) if row["modality"] in kinds][::2]  # half tells as much
     for row in rows:
         picture = row["modality"].startswith("image")
         part = (decode_image if picture else decode_audio)((MEDIA / row["file"]).read_bytes(), Limits())

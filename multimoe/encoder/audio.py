@@ -17,8 +17,8 @@ from multimoe.expert import FindWeights
 from multimoe.messages import SAMPLE_RATE, AudioPart
 from multimoe.pretrained import whisper
 
-WINDOW = 10 * SAMPLE_RATE  # samples listened to at once
-WINDOWS = 3  # spread evenly over a longer recording: half a minute tells what kind of sound it is
+WINDOW = 5 * SAMPLE_RATE  # samples listened to at once
+WINDOWS = 3  # spread evenly over a longer recording: a quarter of a minute tells what kind of sound it is
 SHORTEST = SAMPLE_RATE // 2  # shorter sounds are lengthened with silence
 HOP = 160  # samples between two frames of the log-mel input and, about, of the detector
 HEARD = {  # what the detector hears, in its order; last, what is none of it
