@@ -23,7 +23,7 @@ from multimoe.outputs import Segment, Transcript
 from multimoe.pretrained import whisper
 
 WINDOW = 30 * SAMPLE_RATE  # samples, what Whisper hears at once
-SHORTEST = SAMPLE_RATE // 40  # 25 ms: one frame of the voice detector
+LEAD_IN = 3 * SAMPLE_RATE // 10  # samples of silence put first: a word that opens a recording is misheard without
 SHORTEST_SPEECH = 10  # frames of 10 ms: a spoken digit
 REPETITIVE = 2.4  # Whisper's own limit of how far a text may compress
 MAX_TOKENS = 440  # that fit into one window
@@ -32,12 +32,20 @@ TOKENS_PER_SECOND = 10  # more than anybody speaks: ends a loop early in a short
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording in which somebody speaks, whose request it belongs to and when it begins there, in seconds."""
+    """A recording in which somebody speaks, its lead-in included, and the request it belongs to.
+
+    `begin` is when the recording proper begins in the request, in seconds; `speech` counts from the lead-in.
+    """
 
     request: int
     begin: float
     samples: NDArray[np.float32]
     speech: Sequence[tuple[float, float]]
+
+    def time(self, seconds: float) -> float:
+        """Whisper's time in this clip as time in the request, within the recording."""
+        heard = min(seconds, len(self.samples) / SAMPLE_RATE)
+        return self.begin + max(heard - LEAD_IN / SAMPLE_RATE, 0.0)
 
 
 class Transcriber(BatchExpert):
@@ -70,9 +78,9 @@ class Transcriber(BatchExpert):
         clips = []
         begin = 0.0
         for audio in request.audios:
-            speech = self._voices.detect(audio.samples)["events"]["speech"] if len(audio.samples) >= SHORTEST else []
-            if speech:
-                clips.append(Clip(index, begin, audio.samples, speech))
+            samples = np.pad(audio.samples, (LEAD_IN, 0))
+            if speech := self._voices.detect(samples)["events"]["speech"]:
+                clips.append(Clip(index, begin, samples, speech))
             begin += audio.seconds
         return clips
 
@@ -99,12 +107,12 @@ class Transcriber(BatchExpert):
         ]
 
     def _segment(self, part: dict[str, Any], clip: Clip) -> Segment | None:
-        start, end = float(part["start"]), min(float(part["end"]), len(clip.samples) / SAMPLE_RATE)
+        start, end = float(part["start"]), float(part["end"])
         text = self._processor.decode(part["tokens"], skip_special_tokens=True).strip()
         spoken = any(begin < end and start < finish for begin, finish in clip.speech)
         if not text or not spoken or _compression(text) > REPETITIVE:
             return None
-        return Segment(start=clip.begin + start, end=clip.begin + end, text=text)
+        return Segment(start=clip.time(start), end=clip.time(end), text=text)
 
 
 def _not_about_itself(record: logging.LogRecord) -> bool:
