@@ -20,7 +20,7 @@ from multimoe.errors import BadConfig, Unavailable
 
 START_SECONDS = 300.0
 POLL_SECONDS = 0.5
-OFFLINE = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -28,6 +28,7 @@ OFFLINE = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_NUM_THREADS": "1",  # a second thread gains nothing beside other replicas, and spins
     "RAY_worker_niceness": "0",
+    "RAY_raylet_start_wait_time_s": "120",  # a busy machine takes longer than the 30 s Ray gives it
 }
 
 
@@ -52,7 +53,7 @@ def running(catalog: Catalog, report: Report, ray_address: str | None = None) ->
     _require_free(catalog.server.host, catalog.server.port)
     catalog.home.mkdir(parents=True, exist_ok=True)
     temp = tempfile.mkdtemp(prefix="mm-")  # short: unix socket paths inside it may not pass 107 characters
-    os.environ.update({name: os.environ.get(name, value) for name, value in OFFLINE.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     import ray
     from ray import serve
 

@@ -28,7 +28,7 @@ from multimoe.messages import ChatRequest
 from multimoe.reply import Routed
 
 GONE = (RayActorError, DeploymentUnavailableError, RayServeException)
-STATES_FRESH = 1.0  # seconds for which a look at the controller is good
+FRESH = 1.0  # seconds for which a look at the controller or at the gate's roster is good
 SETTLE_SECONDS = 60.0
 
 
@@ -39,20 +39,22 @@ class RayCluster:
         self.catalog = catalog
         self.clock = clock
         self._handles: dict[str, DeploymentHandle[Any]] = {}
-        self._roster: tuple[tuple[ExpertSpec, ...], str] = ((), "")
+        self._roster: tuple[ExpertSpec, ...] = ()
+        self._revision = ""
+        self._roster_seen = float("-inf")
         self._seen: tuple[float, dict[str, Any]] = (float("-inf"), {})
         self._changing = asyncio.Lock()
 
     async def roster(self) -> tuple[ExpertSpec, ...]:
-        if not self._roster[0]:
-            self._roster = await self._call_gate("roster")
-        return self._roster[0]
+        if self.clock() - self._roster_seen > FRESH:
+            await self._look_up_roster()
+        return self._roster
 
     async def decide(self, request: ChatRequest, policy: Policy) -> Routed:
         routed: Routed
         routed, revision = await self._call_gate("decide", request, policy)
-        if revision != self._roster[1]:
-            self._roster = await self._call_gate("roster")
+        if revision != self._revision:
+            await self._look_up_roster()
         return routed
 
     async def embed_texts(self, texts: list[str]) -> list[list[float]]:
@@ -77,9 +79,7 @@ class RayCluster:
 
     async def expert_states(self) -> dict[str, ExpertState]:
         applications = (await self._details())["applications"]
-        return {
-            spec.name: _state(applications.get(expert_app_name(spec.name), {})) for spec in await self._fresh_roster()
-        }
+        return {spec.name: _state(applications.get(expert_app_name(spec.name), {})) for spec in await self.roster()}
 
     async def scale(self, expert: str, min_replicas: int, max_replicas: int) -> None:
         def change(config: Config) -> None:
@@ -123,11 +123,8 @@ class RayCluster:
         if version != 0:
             await asyncio.to_thread(Registry(self.catalog.gates).load, version)
         await self._change(lambda config: _set_gate(config, version=version))
-        deadline = self.clock() + SETTLE_SECONDS
-        while (await self.gate_state()).version != version:
-            if self.clock() > deadline:
-                raise Unavailable(f"the gate did not take up version {version} in {SETTLE_SECONDS:g} s; see its log")
-            await asyncio.sleep(0.1)
+        if (await self.gate_state()).version != version:
+            raise Unavailable(f"the gate could not take up version {version} and serves the one before; see its log")
 
     async def train(self, job: str) -> None:
         from gateway.trainer import run_training
@@ -150,23 +147,31 @@ class RayCluster:
         except GONE as error:
             raise Unavailable("the gate is being restarted; try again in a few seconds") from error
 
-    async def _fresh_roster(self) -> tuple[ExpertSpec, ...]:
-        self._roster = await self._call_gate("roster")
-        return self._roster[0]
+    async def _look_up_roster(self) -> None:
+        self._roster, self._revision = await self._call_gate("roster")
+        self._roster_seen = self.clock()
 
     async def _details(self) -> dict[str, Any]:
-        """The controller's view of every application, at most `STATES_FRESH` old."""
+        """The controller's view of every application, at most `FRESH` old."""
         when, details = self._seen
-        if self.clock() - when > STATES_FRESH:
+        if self.clock() - when > FRESH:
             details = await asyncio.to_thread(lambda: _controller().get_serve_details())
             self._seen = (self.clock(), details)
         return details
 
     async def _change(self, edit: Callable[[Config], None]) -> None:
+        """Edit the deployed config, hand it back, and wait until the gate has taken up what concerns it."""
         async with self._changing:
             config = await asyncio.to_thread(deployed_config)
             edit(config)
             await asyncio.to_thread(deploy, config)
+            self._seen = (float("-inf"), {})
+            wanted, deadline = _gate(config)["user_config"]["revision"], self.clock() + SETTLE_SECONDS
+            while self._revision != wanted:
+                if self.clock() > deadline:
+                    raise Unavailable(f"the gate did not take up the change in {SETTLE_SECONDS:g} s; see its log")
+                await asyncio.sleep(0.05)
+                await self._look_up_roster()
 
 
 def deployed_config() -> Config:
@@ -240,7 +245,7 @@ def _state(details: Config) -> ExpertState:
         state = "down"
     else:
         state = "asleep" if low == 0 and status == "RUNNING" else "starting"
-    nodes = tuple(sorted({str(r.get("node_ip") or r.get("node_id")) for r in replicas}))
+    nodes = tuple(sorted({f"{r['node_ip']}/{r['node_id'][:8]}" for r in replicas}))
     return ExpertState.model_validate(
         {
             "state": state,

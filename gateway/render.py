@@ -42,10 +42,10 @@ def gate_deployment(catalog: Catalog, version: int) -> Config:
 
 
 def gate_user_config(version: int, experts: Sequence[ExpertSpec]) -> Config:
-    """What a running gate takes over in place. `revision` changes whenever the roster does."""
-    specs = [spec.model_dump(mode="json") for spec in experts]
-    revision = hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest()[:16]
-    return {"version": version, "experts": specs, "revision": revision}
+    """What a running gate takes over in place. `revision` changes whenever anything of it does."""
+    config = {"version": version, "experts": [spec.model_dump(mode="json") for spec in experts]}
+    revision = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    return {**config, "revision": revision}
 
 
 def _catalog_args(catalog: Catalog) -> Config:
