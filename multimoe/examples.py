@@ -107,6 +107,16 @@ def votes(raters: Sequence[str | None]) -> NDArray[np.float64]:
     return np.array([1.0 if rater is None else each[rater] for rater in raters])
 
 
+def split(examples: Sequence[Example], share: float) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Past and later, by time: what has to predict the future is judged as it will be used.
+
+    `share` is of the weight of ratings, not of their count, so that one rater cannot push all others into the past.
+    """
+    weight = np.cumsum(votes([example.rater for example in examples]))
+    at = int(np.searchsorted(weight, share * weight[-1] + 1e-9)) if len(examples) else 0
+    return examples[:at], examples[at:]
+
+
 def largest_share(raters: Sequence[str | None], counted: NDArray[np.float64]) -> float:
     """The part of all weight that the heaviest named rater has, in [0, 1]."""
     totals: Counter[str] = Counter()

@@ -208,9 +208,9 @@ def _interval(rows: _Rows, log: Log, size: float) -> Estimate:
 
 
 def _noise(log: Log) -> float:
-    """Variance of rewards around what was predicted, over all rows alike."""
-    expected = log.rewards.mean() if log.predicted is None else log.predicted
-    return float(((log.rewards - expected) ** 2).mean())
+    """Variance of rewards around what was predicted, by votes but whatever the importance weights."""
+    expected = (_votes(log) * log.rewards).mean() if log.predicted is None else log.predicted
+    return float((_votes(log) * (log.rewards - expected) ** 2).mean())
 
 
 def _freedom(terms: Float) -> float:

@@ -13,7 +13,7 @@ from typing import Protocol
 from multimoe import training
 from multimoe.checkpoint import Manifest, Registry
 from multimoe.errors import CheckpointError, TooLittleData
-from multimoe.examples import Example, largest_share, read, revisions, votes
+from multimoe.examples import Example, largest_share, read, revisions, split, votes
 from multimoe.feedback import Rated
 from multimoe.gate import Gate, Learned
 from multimoe.judge import Verdict, judge
@@ -39,11 +39,10 @@ def retrain(
     Conflict when another version became champion meanwhile (the new one is kept).
     """
     progress(0.0, "reading ratings")
-    serving = registry.champion()
     examples = read(log.rated())
     _check_enough(examples, min_ratings)
-    past, later = split(examples)
-    champion = _champion(registry, gate, examples)
+    past, later = split(examples, FITTED_SHARE)
+    serving, champion = registry.champion(), _champion(registry, gate, examples)
     progress(0.2, f"fitting {len(past)} rated answers")
     fitted = fit(past, gate)
     candidate = gate.with_learned(fitted.learned, champion.version + 1)
@@ -55,12 +54,6 @@ def retrain(
         registry.promote(manifest.version, now, expected=serving)
     progress(1.0, verdict.reason)
     return registry.manifest(manifest.version)
-
-
-def split(examples: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Past and later, by time: a gate that had to predict the future is judged as it will be used."""
-    at = int(len(examples) * FITTED_SHARE)
-    return examples[:at], examples[at:]
 
 
 def _check_enough(examples: Sequence[Example], min_ratings: int) -> None:

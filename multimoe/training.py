@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from multimoe.embedding import Embedding
 from multimoe.errors import TooLittleData
-from multimoe.examples import Example, Shares, revisions, votes
+from multimoe.examples import Example, Shares, revisions, split, votes
 from multimoe.gate import SLOPE, Gate, Learned
 from multimoe.messages import MODALITIES, Modality
 
@@ -22,14 +22,15 @@ Float = NDArray[np.float64]
 
 # Strength of each prior: the inverse variance of the parameter, in logits, before any rating.
 RIDGE = 0.5  # residuals, for features of mean square norm 1
-BIAS_RIDGE = 0.5
-PRESENCE_RIDGE = 1.0
+BIAS_RIDGE = 1.0
+PRESENCE_RIDGE = 2.0
 SLOPE_RIDGE = 10.0  # around SLOPE
-INTERCEPT_RIDGE = 0.1
+INTERCEPT_RIDGE = 1.0
 WEIGHT_CAP = 10.0  # of 1 / propensity: an answer that is rarely drawn stands for at most so many
 STEPS = 100
 CALIBRATED_ON = 0.2  # the newest share of examples, once there are
 FEWEST_CALIBRATED = 50  # labels in it
+PLATT_RIDGE = 5.0  # of the calibration's scale around 1 and shift around 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,25 +49,25 @@ def fit(examples: Sequence[Example], gate: Gate) -> Fitted:
     Raises TooLittleData when none of them rates an expert of the roster.
     """
     whole = _fit(examples, gate)
-    newest = examples[int(len(examples) * (1 - CALIBRATED_ON)) :]
-    if sum(len(example.labels) for example in newest) < FEWEST_CALIBRATED:
+    older, newest = split(examples, 1 - CALIBRATED_ON)
+    if len(_raters(newest, gate)) < FEWEST_CALIBRATED:
         return Fitted(whole, whole)
-    probe = gate.with_learned(_fit(examples[: len(examples) - len(newest)], gate), -1)
-    scale, shift = _platt(*predictions(newest, probe))
+    probe = gate.with_learned(_fit(older, gate), -1)
+    predicted, scores = predictions(newest, probe)
+    counted = votes(_raters(examples, gate))[-len(scores) :]  # among all ratings: few raters may own the newest
+    scale, shift = _platt(predicted, scores, counted)
     return Fitted(_rescaled(whole, scale, shift), whole, scale, shift)
 
 
 def predictions(examples: Sequence[Example], gate: Gate) -> tuple[Float, Float]:
     """Predicted quality and score of every label about an expert of the roster, both (labels,)."""
     known = {expert.name for expert in gate.experts}
-    pairs = [
-        (predicted, label.score)
-        for example in examples
-        if (labels := [label for label in example.labels if label.expert in known])
-        for label, predicted in zip(
-            labels, gate.qualities(example.embedding, [label.expert for label in labels]).tolist(), strict=True
-        )
-    ]
+    pairs: list[tuple[float, float]] = []
+    for example in examples:
+        labels = [label for label in example.labels if label.expert in known]
+        if labels:
+            predicted = gate.qualities(example.embedding, [label.expert for label in labels]).tolist()
+            pairs += zip(predicted, (label.score for label in labels), strict=True)
     table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
@@ -221,6 +222,12 @@ def _folded(model: _Model, data: _Data, examples: Sequence[Example], gate: Gate)
     )
 
 
+def _raters(examples: Sequence[Example], gate: Gate) -> list[str | None]:
+    """Of every label about an expert of the roster."""
+    known = {expert.name for expert in gate.experts}
+    return [label.rater for example in examples for label in example.labels if label.expert in known]
+
+
 def _importance(example: Example) -> float:
     """1 / propensity, capped: what was rarely drawn stands for all the requests where it was not."""
     return min(WEIGHT_CAP, 1 / max(example.decision.propensity, 1e-9)) if example.decision else 1.0
@@ -234,7 +241,7 @@ def _shares(sides: Sequence[Shares], column: dict[str, int]) -> torch.Tensor:
     return table
 
 
-def _platt(predicted: Float, scores: Float) -> tuple[float, float]:
+def _platt(predicted: Float, scores: Float, counted: Float) -> tuple[float, float]:
     """Scale and shift of the logits that fit `scores` best (Platt 1999), by Newton steps, shrunk towards 1 and 0."""
     logits = np.log(predicted / (1 - predicted))
     design = np.stack([logits, np.ones_like(logits)], axis=1)  # (labels, 2)
@@ -242,8 +249,8 @@ def _platt(predicted: Float, scores: Float) -> tuple[float, float]:
     at = prior.copy()
     for _ in range(25):
         p = 1 / (1 + np.exp(-design @ at))
-        gradient = design.T @ (p - scores) + 5.0 * (at - prior)
-        curvature = (design * (p * (1 - p))[:, None]).T @ design + 5.0 * np.eye(2)
+        gradient = design.T @ (counted * (p - scores)) + PLATT_RIDGE * (at - prior)
+        curvature = (design * (counted * p * (1 - p))[:, None]).T @ design + PLATT_RIDGE * np.eye(2)
         at = at - np.linalg.solve(curvature, gradient)
     return float(np.clip(at[0], 0.1, 3.0)), float(np.clip(at[1], -3.0, 3.0))
 

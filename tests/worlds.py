@@ -71,14 +71,22 @@ class Town:
     with probability `good` for the right expert's part of it and `bad` for the others'.
     """
 
-    def __init__(self, seed: int, right: Mapping[str, str], good: float = 0.9, bad: float = 0.15) -> None:
+    def __init__(
+        self,
+        seed: int,
+        right: Mapping[str, str],
+        good: float = 0.9,
+        bad: float = 0.15,
+        revisions: Mapping[Modality, str] = REVISIONS,
+    ) -> None:
         self.generator = np.random.default_rng(seed)
         self.right = dict(right)
         self.good, self.bad = good, bad
+        self.revisions = revisions
 
     def ask(self, kind: str | None = None) -> tuple[str, Embedding]:
         kind = kind or str(self.generator.choice(list(self.right)))
-        return kind, request(text=kind, noise=0.8, seed=int(self.generator.integers(2**31)))
+        return kind, request(self.revisions, text=kind, noise=0.8, seed=int(self.generator.integers(2**31)))
 
     def live(self, gate: Gate, n: int, policy: Policy | None = None, raters: int = 40) -> list[Rated]:
         return [self._one(gate, number, policy or Policy(), f"u{number % raters}") for number in range(n)]
