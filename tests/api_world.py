@@ -6,14 +6,18 @@ The experts are classes as anybody would add them, named in the specs below.
 import asyncio
 import base64
 import io
+import threading
+import time
 import wave
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
@@ -106,6 +110,7 @@ class SetGate:
     broken_versions: set[int] = field(default_factory=set)
     failure: Exception | None = None
     policies: list[Policy] = field(default_factory=list)
+    configured: list[int] = field(default_factory=list)
 
     async def decide(self, request: ChatRequest, policy: Policy) -> Routed:
         self.policies.append(policy)
@@ -143,6 +148,7 @@ class SetGate:
         return GateState(version=self.version, encoder_revisions={"text": "t1"})
 
     async def configure(self, version: int, experts: Sequence[ExpertSpec]) -> None:
+        self.configured.append(version)
         if version in self.broken_versions:
             raise CheckpointError(f"gate version {version} is damaged; serve another")
         self.version, self.specs = version, tuple(experts)
@@ -209,3 +215,25 @@ def image_part(data: str | None = None) -> dict[str, Any]:
 def audio_part(data: bytes | None = None, format: str = "wav") -> dict[str, Any]:
     encoded = base64.b64encode(data or wav()).decode()
     return {"type": "input_audio", "input_audio": {"data": encoded, "format": format}}
+
+
+@contextmanager
+def served(world: World) -> Iterator[str]:
+    """The base URL of `world` on a free port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(world.app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
