@@ -74,6 +74,8 @@ def visit(url: str, console: Console, steps: Sequence[Step] = STEPS) -> list[Row
             live.update(table(rows))
             if not console.is_terminal:  # the table comes in one piece at the end; say meanwhile how far it is
                 err().print(f"{len(rows)}/{len(steps)} {step.title}: {rows[-1][2] or 'right'}", markup=False)
+    if not console.is_terminal:
+        console.print()  # rich ends its last drawing without one where it cannot draw again
     visitor.close()
     return rows
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gateway.client import Client
+import httpx
+
 from multimoe.errors import Unavailable
 
 START_SECONDS = 300.0
@@ -61,13 +62,21 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    with Client(url) as client:
-        while not client.ready():
-            if process.poll() is not None:
-                raise Unavailable(f"the product ended while starting; its last words:\n{_tail(log)}")
-            if time.monotonic() > deadline:
-                raise Unavailable(f"the product is not ready after {START_SECONDS:.0f} s:\n{_tail(log)}")
-            time.sleep(0.5)
+    while (lacks := _lacks(url)) is not None:
+        if process.poll() is not None:
+            raise Unavailable(f"the product ended while starting; its last words:\n{_tail(log)}")
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the product is not ready after {START_SECONDS:.0f} s ({lacks}):\n{_tail(log)}")
+        time.sleep(0.5)
+
+
+def _lacks(url: str) -> str | None:
+    """What the product says it still lacks; None when it is ready."""
+    try:
+        answer = httpx.get(f"{url}/ready", timeout=10.0, trust_env=False)
+    except httpx.HTTPError as error:
+        return f"{type(error).__name__}: {error}"
+    return None if answer.is_success else f"{answer.status_code}: {answer.text[:300]}"
 
 
 def _tail(log: Path) -> str:
