@@ -31,6 +31,7 @@ STEPS = 100
 CALIBRATED_ON = 0.2  # the newest share of examples, once there are
 FEWEST_CALIBRATED = 50  # labels in it
 PLATT_RIDGE = 5.0  # of the calibration's scale around 1 and shift around 0
+LEAST_SCALE = 0.1  # calibration may flatten, not turn predictions round
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,17 +243,29 @@ def _shares(sides: Sequence[Shares], column: dict[str, int]) -> torch.Tensor:
 
 
 def _platt(predicted: Float, scores: Float, counted: Float) -> tuple[float, float]:
-    """Scale and shift of the logits that fit `scores` best (Platt 1999), by Newton steps, shrunk towards 1 and 0."""
+    """Scale and shift of the logits that fit `scores` best (Platt 1999), shrunk towards 1 and 0.
+
+    Newton's steps, halved while they lead uphill: far from the optimum a whole one overshoots.
+    """
     logits = np.log(predicted / (1 - predicted))
     design = np.stack([logits, np.ones_like(logits)], axis=1)  # (labels, 2)
     prior = np.array([1.0, 0.0])
-    at = prior.copy()
+
+    def loss(at: Float) -> float:
+        z = design @ at
+        each = np.logaddexp(0, z) - scores * z
+        return float(counted @ each + PLATT_RIDGE / 2 * ((at - prior) ** 2).sum())
+
+    at = prior
     for _ in range(25):
         p = 1 / (1 + np.exp(-design @ at))
         gradient = design.T @ (counted * (p - scores)) + PLATT_RIDGE * (at - prior)
         curvature = (design * (counted * p * (1 - p))[:, None]).T @ design + PLATT_RIDGE * np.eye(2)
-        at = at - np.linalg.solve(curvature, gradient)
-    return float(np.clip(at[0], 0.1, 3.0)), float(np.clip(at[1], -3.0, 3.0))
+        step = np.linalg.solve(curvature, gradient)
+        while loss(at - step) > loss(at) and np.abs(step).max() > 1e-6:
+            step = step / 2
+        at = at - step
+    return float(max(at[0], LEAST_SCALE)), float(at[1])
 
 
 def _rescaled(learned: Learned, scale: float, shift: float) -> Learned:
