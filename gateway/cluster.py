@@ -59,3 +59,6 @@ class Cluster(Protocol):
 
     async def train(self, job: str) -> None:
         """Start retraining in the background; its progress goes to the store under `job`."""
+
+    async def metrics(self) -> str:
+        """What this node counts, in Prometheus' text form. Raises Unavailable."""

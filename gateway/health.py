@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from gateway.problems import RETRY_SECONDS, Problem
 from gateway.services import Product, Services
@@ -54,6 +54,12 @@ async def _readiness(services: Services) -> Any:
             503, f"not ready: no expert is up ({seen})", "not_ready", headers={"retry-after": str(RETRY_SECONDS)}
         ).response()
     return {"status": "ready", "gate": gate.version, "experts": {name: s.state for name, s in states.items()}}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(services: Product) -> Response:
+    """What this node counts, for Prometheus: Ray Serve's own series and `ray_multimoe_*`."""
+    return PlainTextResponse(await services.cluster.metrics(), media_type="text/plain; version=0.0.4")
 
 
 @router.get("/version")

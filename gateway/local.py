@@ -123,6 +123,9 @@ class LocalCluster:
     async def gate_state(self) -> GateState:
         return await self.router.state()
 
+    async def metrics(self) -> str:
+        return ""
+
     async def serve_gate(self, version: int) -> None:
         await self.router.configure(version, tuple(self._specs.values()))
 

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.schema import ServeDeploySchema
 
 from gateway.cluster import ExpertState, GateState
+from gateway.metrics import Metrics, scrape
 from gateway.render import Config, expert_application, gate_user_config
 from gateway.serving import EXPERT, GATE, GATE_APP, expert_app_name
 from multimoe.checkpoint import Registry
@@ -44,6 +45,7 @@ class RayCluster:
         self._roster_seen = float("-inf")
         self._seen: tuple[float, dict[str, Any]] = (float("-inf"), {})
         self._changing = asyncio.Lock()
+        self._metrics = Metrics()
 
     async def roster(self) -> tuple[ExpertSpec, ...]:
         if self.clock() - self._roster_seen > FRESH:
@@ -55,6 +57,7 @@ class RayCluster:
         routed, revision = await self._call_gate("decide", request, policy)
         if revision != self._revision:
             await self._look_up_roster()
+        self._metrics.decided(routed.decision)
         return routed
 
     async def embed_texts(self, texts: list[str]) -> list[list[float]]:
@@ -65,9 +68,14 @@ class RayCluster:
         """Stream one expert. Closing the iterator cancels the call in its replica."""
         handle: Any = self._handle(expert_app_name(expert), EXPERT).options(stream=True)
         stream: DeploymentResponseGenerator[Delta] = handle.answer.remote(request)
+        began, status = self.clock(), "error"
         try:
             async for delta in stream:
                 yield delta
+            status = "ok"
+        except (GeneratorExit, asyncio.CancelledError):
+            status = "cancelled"
+            raise
         except RayTaskError as error:
             raise _own_error(error, expert) from error
         except BackPressureError as error:
@@ -75,6 +83,7 @@ class RayCluster:
         except GONE as error:
             raise ExpertFailed(f"a replica of expert {expert!r} went away while answering; ask again") from error
         finally:
+            self._metrics.asked(expert, status, self.clock() - began)
             stream.cancel()  # type: ignore[no-untyped-call]  # Ray ships it without types
 
     async def expert_states(self) -> dict[str, ExpertState]:
@@ -125,6 +134,9 @@ class RayCluster:
         await self._change(lambda config: _set_gate(config, version=version))
         if (await self.gate_state()).version != version:
             raise Unavailable(f"the gate could not take up version {version} and serves the one before; see its log")
+
+    async def metrics(self) -> str:
+        return await scrape()
 
     async def train(self, job: str) -> None:
         from gateway.trainer import run_training

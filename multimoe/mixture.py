@@ -35,6 +35,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+ASIDE_SECONDS = 0.2  # how long a finished answer waits for experts that ran beside it; one still asleep is skipped
+
 
 class Router(Protocol):
     async def decide(self, request: ChatRequest, policy: Policy) -> Routed: ...
@@ -127,7 +129,8 @@ class Mixture:
                 if not run.outputs():
                     run.raise_if_silent()
                 yield run.said()
-            await asyncio.gather(*asides)
+            if asides:
+                await asyncio.wait(asides, timeout=ASIDE_SECONDS)
         finally:
             for task in asides:
                 task.cancel()

@@ -82,12 +82,12 @@ class Run:
         return [name for name in self.chosen if self.roster[name].output != "text"]
 
     def evidence_wanted(self) -> list[str]:
-        """Chosen experts that read the media, and for media nobody chosen reads, the next best one that does."""
+        """Chosen experts that read the media; for each medium the leader cannot read, also the likeliest that can."""
         wanted = [name for name in self.perceivers() if self.roster[name].inputs & self.media]
+        likeliest = [c.expert for c in self.decision.considered if c.expert in self.roster] if self.decision else []
         for modality in sorted(self.media - self.leader.inputs):
-            if not any(modality in self.roster[name].inputs for name in wanted):
-                able = (spec.name for spec in self.ranked() if spec.output != "text" and modality in spec.inputs)
-                wanted += [name for name in able if name not in wanted][:1]
+            able = (n for n in likeliest if self.roster[n].output != "text" and modality in self.roster[n].inputs)
+            wanted += [name for name in [next(able, None)] if name and name not in wanted]
         return wanted
 
     def asides(self) -> list[str]:

@@ -134,6 +134,17 @@ def test_a_named_expert_answers_wherever_it_runs(product: tuple[str, Catalog]) -
     assert reply.json()["choices"][0]["message"]["content"] == "over there"
 
 
+def test_what_experts_did_is_counted(product: tuple[str, Catalog]) -> None:
+    def counted() -> bool:
+        text = httpx.get(f"{product[0]}/metrics", timeout=30).text
+        return any(
+            line.startswith("ray_multimoe_expert_requests_total") and 'expert="right"' in line and 'status="ok"' in line
+            for line in text.splitlines()
+        )
+
+    until(counted, "the question above among the metrics")
+
+
 def test_experts_are_scaled_added_and_removed_without_a_failed_request(
     product: tuple[str, Catalog], client: Client
 ) -> None:

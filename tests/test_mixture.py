@@ -13,7 +13,7 @@ from multimoe.errors import BadInput, ExpertFailed, UnknownModel
 from multimoe.expert import Delta
 from multimoe.messages import AudioPart, ChatRequest, ImagePart, Message, Part, TextPart
 from multimoe.mixture import Combine, Mixture
-from multimoe.outputs import Label, Labels, Output, OutputKind, Segment, Text, Transcript, Usage
+from multimoe.outputs import Label, Labels, Output, OutputKind, Segment, Text, Transcript, Usage, Words
 from multimoe.reply import Decided, Event, Finished, Reply, Routed, Spoken
 
 PICTURE = ImagePart(np.zeros((4, 4, 3), np.uint8))
@@ -233,6 +233,35 @@ async def test_a_writer_that_cannot_see_gets_evidence_though_the_gate_chose_it_a
         "eyes": ("evidence", 0.0),
         "chat": ("answer", 1.0),
     }
+
+
+async def test_the_likeliest_eyes_are_asked_too_when_chance_chose_others() -> None:
+    world = World(
+        {"chat": 0.9, "reader": 0.1},
+        chat=Script({"text"}, "text", ["A cat."]),
+        eyes=Script({"image"}, "labels", [cat(0.9)]),
+        reader=Script({"image"}, "words", [Words(boxes=())]),
+    )
+    _, reply = await run(world, ask(TextPart("Is it dangerous?"), PICTURE))
+    assert {part.expert: part.role for part in reply.parts} == {
+        "reader": "evidence",
+        "eyes": "evidence",
+        "chat": "answer",
+    }
+    assert "cat" in world.scripts["chat"].asked[0].text
+
+
+async def test_an_expert_that_sleeps_beside_a_finished_answer_is_not_waited_for() -> None:
+    world = World(
+        {"chat": 0.9, "tone": 0.1},
+        chat=Script({"text"}, "text", ["Hello."]),
+        tone=Script({"text"}, "labels", [cat(0.9)], delay=4),
+    )
+    started = asyncio.get_running_loop().time()
+    _, reply = await run(world, ask(TextPart("Hi")))
+    assert asyncio.get_running_loop().time() - started < 2
+    assert {part.expert: part.status for part in reply.parts} == {"chat": "ok", "tone": "skipped"}
+    assert not reply.degraded
 
 
 async def test_a_writer_that_sees_gets_the_picture_itself() -> None:
