@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -20,7 +21,7 @@ from multimoe.config import Catalog
 from multimoe.errors import BadConfig, Unavailable
 
 START_SECONDS = 300.0
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
@@ -29,7 +30,6 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_NUM_THREADS": "1",  # a second thread gains nothing beside other replicas, and spins
     "RAY_worker_niceness": "0",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # the default 0.1 costs a tenth of a core for good
     "RAY_raylet_start_wait_time_s": "120",  # a busy machine takes longer than the 30 s Ray gives it
 }
 
@@ -44,6 +44,12 @@ class Step:
 
 
 Report = Callable[[list[Step]], None]
+
+
+def is_usable(steps: list[Step]) -> bool:
+    """Whether API and page answer, with one expert at least; others may still be loading."""
+    done = {step.name for step in steps if step.done}
+    return done >= {"gate", "gateway", "page"} and any(name.startswith("expert-") for name in done)
 
 
 @contextmanager
@@ -63,8 +69,7 @@ def running(catalog: Catalog, report: Report, ray_address: str | None = None) ->
         report([Step("ray", False)])
         _start_ray(ray_address, temp)
         serve.start(proxy_location="EveryNode", http_options=_http_options(catalog))
-        _deploy(catalog)
-        _wait_until_up(report)
+        _deploy(catalog, report)
         yield f"http://{_reachable(catalog.server.host)}:{catalog.server.port}"
     finally:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # Ray tells of processes it ends itself
@@ -97,29 +102,39 @@ def _http_options(catalog: Catalog) -> dict[str, Any]:
     return {"host": catalog.server.host, "port": catalog.server.port}
 
 
-def _deploy(catalog: Catalog) -> None:
+def _deploy(catalog: Catalog, report: Report) -> None:
+    """Gate, API and page first, so that it can be used while experts still load; the rest one by one after them."""
     from gateway.ray_cluster import deploy
     from gateway.render import serve_config
     from multimoe.checkpoint import Registry
 
-    deploy(serve_config(catalog, Registry(catalog.gates).sound_champion()))
+    config = serve_config(catalog, Registry(catalog.gates).sound_champion())
+    applications = config["applications"]
+    for count, application in enumerate(applications, start=1):
+        deploy({**config, "applications": applications[:count]})
+        _poll(report, partial(_is_built, application["name"]))
+    _poll(report, lambda status: all(app.status == "RUNNING" for app in status.values()))
 
 
-def _wait_until_up(report: Report) -> None:
+def _is_built(name: str, status: dict[str, Any]) -> bool:
+    return name in status and bool(status[name].deployments)
+
+
+def _poll(report: Report, satisfied: Callable[[dict[str, Any]], bool]) -> None:
+    """Until the applications' status satisfies. Raises Unavailable when one fails, or it takes too long."""
     from ray import serve
 
     deadline = time.monotonic() + START_SECONDS
     while True:
-        applications = serve.status().applications
-        steps = [Step(name, app.status == "RUNNING", app.message) for name, app in applications.items()]
-        report([Step("ray", True), *steps])
-        failed = [f"{name}: {app.message}" for name, app in applications.items() if app.status == "DEPLOY_FAILED"]
+        status: dict[str, Any] = dict(serve.status().applications)
+        report([Step("ray", True), *(Step(name, a.status == "RUNNING", a.message) for name, a in status.items())])
+        failed = [f"{name}: {app.message}" for name, app in status.items() if app.status == "DEPLOY_FAILED"]
         if failed:
             raise Unavailable("could not start\n  " + "\n  ".join(failed))
-        if steps and all(step.done for step in steps):
+        if satisfied(status):
             return
         if time.monotonic() > deadline:
-            waiting = ", ".join(step.name for step in steps if not step.done)
+            waiting = ", ".join(name for name, app in status.items() if app.status != "RUNNING")
             raise Unavailable(f"not up after {START_SECONDS:.0f} s: {waiting}; `multimoe doctor` may say why")
         time.sleep(POLL_SECONDS)
 

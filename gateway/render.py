@@ -17,15 +17,17 @@ Config = dict[str, Any]
 def serve_config(catalog: Catalog, gate_version: int) -> Config:
     """Everything, as `ServeDeploySchema` takes it."""
     settings = {"catalog": _catalog_args(catalog)}
+    # those that sleep until they are asked come last
+    experts = sorted(catalog.experts, key=lambda spec: spec.serve.autoscaling_config.min_replicas == 0)
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": catalog.server.host, "port": catalog.server.port},
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
         "applications": [
             _app(GATE_APP, "gateway.serving:gate_app", settings, None, [gate_deployment(catalog, gate_version)]),
-            *(expert_application(spec, str(catalog.weights)) for spec in catalog.experts),
             _app(GATEWAY_APP, "gateway.serving:gateway_app", settings, "/", []),
             _app(PAGE_APP, "gateway.serving:page_app", settings, "/ui", []),
+            *(expert_application(spec, str(catalog.weights)) for spec in experts),
         ],
     }
 

@@ -63,10 +63,18 @@ class Checklist:
         self._console = err()
         self._live = Live(console=self._console, transient=True) if self._console.is_terminal else None
         self._done: set[str] = set()
+        self._started = time.monotonic()
+        self._usable = ""
 
     def __call__(self, steps: "list[Step]") -> None:
+        from gateway.launch import is_usable
+
+        if not self._usable and is_usable(steps):
+            self._usable = f"answers since {time.monotonic() - self._started:.0f} s; the other experts are loading"
+            if self._live is None:
+                self._console.print(self._usable, style="dim")
         if self._live is not None:
-            self._live.update(Group(*map(_line, steps)))
+            self._live.update(Group(*map(_line, steps), Text(self._usable, "dim")))
             return
         for step in steps:
             if step.done and step.name not in self._done:
