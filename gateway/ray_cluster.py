@@ -31,6 +31,7 @@ from multimoe.reply import Routed
 GONE = (RayActorError, DeploymentUnavailableError, RayServeException)
 FRESH = 1.0  # seconds for which a look at the controller or at the gate's roster is good
 SETTLE_SECONDS = 60.0
+UNDER_WAY_SECONDS = 2.0  # from a decision to its expert; a call to an application that is gone would wait for nothing
 
 
 class RayCluster:
@@ -114,15 +115,21 @@ class RayCluster:
         await self._change(change)
 
     async def remove(self, expert: str) -> None:
-        def change(config: Config) -> None:
+        """First the gate forgets it, and only when what was routed before has reached it does it go."""
+
+        def forget(config: Config) -> None:
             _application(config, expert_app_name(expert), expert)
             kept = tuple(spec for spec in _roster_of(config) if spec.name != expert)
             if not kept:
                 raise Conflict(f"{expert!r} is the last expert; add another one before removing it")
-            config["applications"] = [a for a in config["applications"] if a["name"] != expert_app_name(expert)]
             _set_gate(config, experts=kept)
 
-        await self._change(change)
+        def delete(config: Config) -> None:
+            config["applications"] = [a for a in config["applications"] if a["name"] != expert_app_name(expert)]
+
+        await self._change(forget)
+        await asyncio.sleep(UNDER_WAY_SECONDS)
+        await self._change(delete)
 
     async def gate_state(self) -> GateState:
         return GateState.model_validate(await self._call_gate("state"))
