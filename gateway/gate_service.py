@@ -71,12 +71,12 @@ class GateService:
     def _gate(self, version: int | None) -> Gate:
         if version is None or version == self.serving.version:
             return self.serving
-        if version not in self._others:
-            with self._lock:
-                while len(self._others) >= OTHER_VERSIONS:
-                    self._others.pop(next(iter(self._others)))
-                self._others[version] = self._load(version)
-        return self._others[version]
+        with self._lock:
+            gate = self._others.get(version) or self._load(version)
+            while len(self._others) >= OTHER_VERSIONS:
+                self._others.pop(next(iter(self._others)))
+            self._others[version] = gate
+        return gate
 
     def _load(self, version: int) -> Gate:
         if self._cards is None:

@@ -61,10 +61,12 @@ def running(catalog: Catalog, report: Report, ray_address: str | None = None) ->
     _require_free(catalog.server.host, catalog.server.port)
     catalog.home.mkdir(parents=True, exist_ok=True)
     temp = tempfile.mkdtemp(prefix="mm-")  # short: unix socket paths inside it may not pass 107 characters
-    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    wanted = ENVIRONMENT if ray_address is None else ENVIRONMENT.keys() - {"RAY_AUTH_MODE"}  # theirs to say
+    os.environ.update({name: os.environ.get(name, ENVIRONMENT[name]) for name in wanted})
     import ray
     from ray import serve
 
+    joined = ray_address is not None
     try:
         report([Step("ray", False)])
         _start_ray(ray_address, temp)
@@ -73,9 +75,22 @@ def running(catalog: Catalog, report: Report, ray_address: str | None = None) ->
         yield f"http://{_reachable(catalog.server.host)}:{catalog.server.port}"
     finally:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # Ray tells of processes it ends itself
-            serve.shutdown()  # type: ignore[no-untyped-call]  # Ray ships it without types
+            if ray.is_initialized():
+                _stop(joined)
             ray.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _stop(joined: bool) -> None:
+    """On somebody else's cluster only our applications go; Serve itself may carry others."""
+    from ray import serve
+
+    if not joined:
+        serve.shutdown()  # type: ignore[no-untyped-call]  # Ray ships it without types
+        return
+    from gateway.ray_cluster import undeploy
+
+    undeploy()
 
 
 def wait_for_signal() -> None:
@@ -103,21 +118,29 @@ def _http_options(catalog: Catalog) -> dict[str, Any]:
 
 
 def _deploy(catalog: Catalog, report: Report) -> None:
-    """Gate, API and page first, so that it can be used while experts still load; the rest one by one after them."""
-    from gateway.ray_cluster import deploy
+    """Gate, API, page and one expert first, so that it can be used while the others load, one after the other.
+
+    The gate knows an expert only once it is there, and what is changed meanwhile is kept.
+    """
+    from gateway.ray_cluster import deploy, deployed_config, enlist
     from gateway.render import serve_config
     from multimoe.checkpoint import Registry
 
-    config = serve_config(catalog, Registry(catalog.gates).sound_champion())
-    applications = config["applications"]
-    for count, application in enumerate(applications, start=1):
-        deploy({**config, "applications": applications[:count]})
-        _poll(report, partial(_is_built, application["name"]))
+    # those that sleep until they are asked come last
+    first, *others = sorted(catalog.experts, key=lambda spec: spec.serve.autoscaling_config.min_replicas == 0)
+    config = serve_config(catalog, Registry(catalog.gates).sound_champion(), [first])
+    deploy(config)
+    _poll(report, partial(_are_built, [application["name"] for application in config["applications"]]))
+    for spec in others:
+        config = deployed_config()
+        enlist(config, spec, str(catalog.weights))
+        deploy(config)
+        _poll(report, partial(_are_built, [config["applications"][-1]["name"]]))
     _poll(report, lambda status: all(app.status == "RUNNING" for app in status.values()))
 
 
-def _is_built(name: str, status: dict[str, Any]) -> bool:
-    return name in status and bool(status[name].deployments)
+def _are_built(names: list[str], status: dict[str, Any]) -> bool:
+    return all(name in status and bool(status[name].deployments) for name in names)
 
 
 def _poll(report: Report, satisfied: Callable[[dict[str, Any]], bool]) -> None:

@@ -3,6 +3,7 @@
 Ray adds application, deployment and replica to every series, and `ray_` and `_total` to the names.
 """
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -48,8 +49,10 @@ class Metrics:
 async def scrape() -> str:
     """This node's metrics in Prometheus' text form, as its Ray agent serves them. Raises Unavailable."""
     here = ray.get_runtime_context().get_node_id()
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray ships it without types
-    node = next(node for node in nodes if node["NodeID"] == here)
+    nodes = {node["NodeID"]: node for node in await asyncio.to_thread(ray.nodes)}
+    if here not in nodes:
+        raise Unavailable("this node is not registered with Ray yet; try again in a few seconds")
+    node = nodes[here]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     try:
         async with httpx.AsyncClient(timeout=SCRAPE_SECONDS, trust_env=False) as client:

@@ -7,10 +7,11 @@ has to be kept in step: what runs is what the controller has.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -28,7 +29,7 @@ from multimoe.expert import Delta
 from multimoe.messages import ChatRequest
 from multimoe.reply import Routed
 
-GONE = (RayActorError, DeploymentUnavailableError, RayServeException)
+GONE = (RayActorError, DeploymentUnavailableError, RayServeException, RayError)
 FRESH = 1.0  # seconds for which a look at the controller or at the gate's roster is good
 SETTLE_SECONDS = 60.0
 UNDER_WAY_SECONDS = 2.0  # from a decision to its expert; a call to an application that is gone would wait for nothing
@@ -105,14 +106,7 @@ class RayCluster:
         await self._change(change)
 
     async def add(self, spec: ExpertSpec) -> None:
-        def change(config: Config) -> None:
-            experts = _roster_of(config)
-            if any(known.name == spec.name for known in experts):
-                raise Conflict(f"there is an expert {spec.name!r} already; remove it first or choose another name")
-            config["applications"].append(expert_application(spec, str(self.catalog.weights)))
-            _set_gate(config, experts=(*experts, spec))
-
-        await self._change(change)
+        await self._change(lambda config: enlist(config, spec, str(self.catalog.weights)))
 
     async def remove(self, expert: str) -> None:
         """First the gate forgets it, and only when what was routed before has reached it does it go."""
@@ -138,9 +132,11 @@ class RayCluster:
         """Raises CheckpointError or NotFound before anything changes, Unavailable when the gate does not take it up."""
         if version != 0:
             await asyncio.to_thread(Registry(self.catalog.gates).load, version)
+        before = (await self.gate_state()).version
         await self._change(lambda config: _set_gate(config, version=version))
         if (await self.gate_state()).version != version:
-            raise Unavailable(f"the gate could not take up version {version} and serves the one before; see its log")
+            await self._change(lambda config: _set_gate(config, version=before))
+            raise Unavailable(f"the gate could not take up version {version} and serves {before}; see its log")
 
     async def metrics(self) -> str:
         return await scrape()
@@ -190,7 +186,8 @@ class RayCluster:
                 if self.clock() > deadline:
                     raise Unavailable(f"the gate did not take up the change in {SETTLE_SECONDS:g} s; see its log")
                 await asyncio.sleep(0.05)
-                await self._look_up_roster()
+                with suppress(Unavailable):  # the gate may be restarting just now
+                    await self._look_up_roster()
 
 
 def deployed_config() -> Config:
@@ -203,6 +200,21 @@ def deployed_config() -> Config:
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
         "applications": [app for app in applications if app],
     }
+
+
+def undeploy() -> None:
+    """Take away every application that came by the declarative config."""
+    config = deployed_config()
+    deploy({**config, "applications": []})
+
+
+def enlist(config: Config, spec: ExpertSpec, weights: str) -> None:
+    """Add an expert's application and tell the gate of it. Raises Conflict when the name is taken."""
+    experts = _roster_of(config)
+    if any(known.name == spec.name for known in experts):
+        raise Conflict(f"there is an expert {spec.name!r} already; remove it first or choose another name")
+    config["applications"].append(expert_application(spec, weights))
+    _set_gate(config, experts=(*experts, spec))
 
 
 def deploy(config: Config) -> None:

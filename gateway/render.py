@@ -14,17 +14,20 @@ from multimoe.config import Catalog, Deployment, ExpertSpec
 Config = dict[str, Any]
 
 
-def serve_config(catalog: Catalog, gate_version: int) -> Config:
-    """Everything, as `ServeDeploySchema` takes it."""
-    settings = {"catalog": _catalog_args(catalog)}
-    # those that sleep until they are asked come last
-    experts = sorted(catalog.experts, key=lambda spec: spec.serve.autoscaling_config.min_replicas == 0)
+def serve_config(catalog: Catalog, gate_version: int, experts: Sequence[ExpertSpec]) -> Config:
+    """Gate, API, page and `experts`, as `ServeDeploySchema` takes it."""
+    settings = {"catalog": catalog.model_dump(mode="json")}
+    gate = {
+        "name": GATE,
+        **_scaling(catalog.gate.serve),
+        "user_config": gate_user_config(gate_version, experts),
+    }
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": catalog.server.host, "port": catalog.server.port},
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
         "applications": [
-            _app(GATE_APP, "gateway.serving:gate_app", settings, None, [gate_deployment(catalog, gate_version)]),
+            _app(GATE_APP, "gateway.serving:gate_app", settings, None, [gate]),
             _app(GATEWAY_APP, "gateway.serving:gateway_app", settings, "/", []),
             _app(PAGE_APP, "gateway.serving:page_app", settings, "/ui", []),
             *(expert_application(spec, str(catalog.weights)) for spec in experts),
@@ -39,20 +42,11 @@ def expert_application(spec: ExpertSpec, weights: str) -> Config:
     return _app(expert_app_name(spec.name), "gateway.serving:expert_app", args, None, [deployment])
 
 
-def gate_deployment(catalog: Catalog, version: int) -> Config:
-    return {"name": GATE, **_scaling(catalog.gate.serve), "user_config": gate_user_config(version, catalog.experts)}
-
-
 def gate_user_config(version: int, experts: Sequence[ExpertSpec]) -> Config:
     """What a running gate takes over in place. `revision` changes whenever anything of it does."""
     config = {"version": version, "experts": [spec.model_dump(mode="json") for spec in experts]}
     revision = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     return {**config, "revision": revision}
-
-
-def _catalog_args(catalog: Catalog) -> Config:
-    """Without what changes at run time: a change of `args` would restart the gateway."""
-    return catalog.model_dump(mode="json")
 
 
 def _scaling(serve: Deployment) -> Config:

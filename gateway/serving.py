@@ -79,7 +79,8 @@ class GateReplica:
 
     async def decide(self, request: ChatRequest, policy: Policy) -> tuple[Routed, str]:
         """The decision, and the revision of the roster it was made from."""
-        return await self._in_thread(self.service.decide, request, policy), self.revision
+        revision = self.revision  # of before: a caller that knows only a later one looks the roster up again
+        return await self._in_thread(self.service.decide, request, policy), revision
 
     async def embed_texts(self, texts: list[str]) -> list[list[float]]:
         vectors = await self._in_thread(self.service.encoders.embed_texts, texts)

@@ -41,7 +41,7 @@ def _train(settings: Catalog, log: FeedbackLog, job: str) -> dict[str, Any]:
     from multimoe.gate import Gate
     from multimoe.retrain import retrain
 
-    cluster = RayCluster(settings)
+    cluster, registry = RayCluster(settings), Registry(settings.gates)
     with asyncio.Runner() as loop:
 
         def embed_texts(texts: Sequence[str]) -> Float:
@@ -49,7 +49,7 @@ def _train(settings: Catalog, log: FeedbackLog, job: str) -> dict[str, Any]:
 
         manifest = retrain(
             log,
-            Registry(settings.gates),
+            registry,
             Gate.from_cards(loop.run(cluster.roster()), embed_texts, settings.gate),
             now=datetime.now(UTC),
             seed=0,
@@ -57,5 +57,9 @@ def _train(settings: Catalog, log: FeedbackLog, job: str) -> dict[str, Any]:
         )
         if manifest.promoted:
             log.update_job(job, 0.95, f"putting gate {manifest.version} into service")
-            loop.run(cluster.serve_gate(manifest.version))
+            try:
+                loop.run(cluster.serve_gate(manifest.version))
+            except MultimoeError:
+                registry.rollback(datetime.now(UTC))  # what does not serve is no champion
+                raise
     return dict(manifest.model_dump(mode="json"))

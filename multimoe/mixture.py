@@ -134,32 +134,41 @@ class Mixture:
         finally:
             for task in asides:
                 task.cancel()
+            await asyncio.gather(*asides, return_exceptions=True)
 
     async def _answer_spoken(self, run: "Run", question: str) -> AsyncGenerator[str, None]:
         """A recording that asks something is answered: the words heard go to the gate as if they had been typed."""
-        asked = run.request.asking(question)
-        routed = await self.router.decide(asked, Policy(explore=False, top_k=1))
-        name = routed.decision.chosen[0].expert
-        if run.roster[name].output != "text":
+        writer = await self._writer_for(run, question)
+        if writer is None:
             yield run.said()
             return
         yield f"“{question}”\n\n"
         run.hand_over()
-        async with aclosing(self._ask(run, name, "answer", asked)) as pieces:
+        async with aclosing(self._ask(run, writer, "answer", run.request.asking(question))) as pieces:
             async for piece in pieces:
                 yield piece
+
+    async def _writer_for(self, run: Run, question: str) -> str | None:
+        """Whom the gate would have write the answer; None where it would not, or cannot say."""
+        policy = (run.decision.policy if run.decision else Policy()).model_copy(update={"explore": False, "top_k": 1})
+        try:
+            routed = await self.router.decide(run.request.asking(question), policy)
+        except MultimoeError as error:
+            logger.warning("a spoken question goes unanswered", extra={"error": str(error)})
+            return None
+        name = routed.decision.chosen[0].expert
+        return name if name in run.roster and run.roster[name].output == "text" else None
 
     async def _ask(self, run: "Run", name: str, role: PartRole, request: ChatRequest) -> AsyncGenerator[str, None]:
         """Stream one expert and keep what it did as a `Part`. A failure is kept too, not raised."""
         started = self.clock()
         piece = Heard()
         try:
-            async with asyncio.timeout(run.roster[name].timeout_s):
-                async with aclosing(self.experts.ask(name, request)) as deltas:
-                    async for delta in deltas:
-                        piece.hear(delta)
-                        if delta.text:
-                            yield delta.text
+            async with aclosing(self.experts.ask(name, request)) as deltas:
+                async for delta in _within(deltas, run.roster[name].timeout_s):
+                    piece.hear(delta)
+                    if delta.text:
+                        yield delta.text
             run.keep(name, role, piece, self.clock() - started)
         except TimeoutError:
             late = ExpertTimeout(f"expert {name!r} did not answer within {run.roster[name].timeout_s:g} s")
@@ -171,6 +180,18 @@ class Mixture:
         except MultimoeError as error:
             logger.warning("expert failed", extra={"expert": name, "error": str(error), "request_id": request.id})
             run.keep(name, role, piece, self.clock() - started, error)
+
+
+async def _within(deltas: AsyncGenerator[Delta, None], seconds: float) -> AsyncGenerator[Delta, None]:
+    """The same, or TimeoutError once `seconds` have passed; only the expert's own time counts as waiting."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                delta = await anext(deltas)
+        except StopAsyncIteration:
+            return
+        yield delta
 
 
 async def _once(text: str) -> AsyncGenerator[str, None]:

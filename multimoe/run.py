@@ -170,10 +170,11 @@ class Run:
         parts = [*self._weighed(), *self._skipped()]
         spoken = [p for p in parts if p.role == "answer" and p.output is not None]
         text = next((p.output for p in reversed(spoken) if isinstance(p.output, Text)), None)
-        perceived = [part for part in self.outputs() if not isinstance(part.output, Text)]
+        came = self.outputs()
+        found = [part for part in came if not isinstance(part.output, Text)] or came
         return Reply(
             text="".join(self.words),
-            output=text or blend(perceived or self.outputs()),
+            output=text or (blend(found) if found else Text(text="")),
             parts=tuple(parts),
             decision=self.decision,
             combine=self.combine,
