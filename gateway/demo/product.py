@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from multimoe import config
 from multimoe.errors import Unavailable
 
 START_SECONDS = 300.0
@@ -37,7 +38,7 @@ def running(catalog: Path) -> Iterator[str]:
                 start_new_session=True,  # Ctrl-C reaches the demo alone, which then stops the product in order
             )
         try:
-            _wait_until_ready(process, url, log)
+            _wait_until_up(process, url, log, {expert.name for expert in config.load(catalog).experts})
             yield url
         finally:
             stop(process)
@@ -60,9 +61,10 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+def _wait_until_up(process: "subprocess.Popen[bytes]", url: str, log: Path, experts: set[str]) -> None:
+    """Until every one of `experts` is up or asleep: the product is ready with the first of them."""
     deadline = time.monotonic() + START_SECONDS
-    while (lacks := _lacks(url)) is not None:
+    while (lacks := _lacks(url, experts)) is not None:
         if process.poll() is not None:
             raise Unavailable(f"the product ended while starting; its last words:\n{_tail(log)}")
         if time.monotonic() > deadline:
@@ -70,13 +72,16 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -
         time.sleep(0.5)
 
 
-def _lacks(url: str) -> str | None:
-    """What the product says it still lacks; None when it is ready."""
+def _lacks(url: str, experts: set[str]) -> str | None:
+    """What the product still lacks; None when nothing."""
     try:
         answer = httpx.get(f"{url}/ready", timeout=10.0, trust_env=False)
     except httpx.HTTPError as error:
         return f"{type(error).__name__}: {error}"
-    return None if answer.is_success else f"{answer.status_code}: {answer.text[:300]}"
+    if not answer.is_success:
+        return f"{answer.status_code}: {answer.text[:300]}"
+    able = {name for name, state in answer.json()["experts"].items() if state in ("ready", "asleep")}
+    return ", ".join(sorted(experts - able)) or None
 
 
 def _tail(log: Path) -> str:
