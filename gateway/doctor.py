@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import re
 import shutil
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from gateway.launch import why_not_listen
 from multimoe.config import Catalog
 from multimoe.outputs import Frozen
 
@@ -88,13 +88,9 @@ def espeak() -> Finding:
 
 def port(host: str, number: int) -> Finding:
     """Whether the server's port can be listened on."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, number))
-        except OSError as error:
-            cure = f"stop what listens there, or `multimoe serve --port {number + 1}`; fine if it is multimoe"
-            return Finding(name="port", state="note", found=f"{host}:{number}: {error.strerror}", cure=cure)
+    if why := why_not_listen(host, number):
+        cure = f"stop what listens there, or `multimoe serve --port {number + 1}`; fine if it is multimoe"
+        return Finding(name="port", state="note", found=f"{host}:{number}: {why}", cure=cure)
     return Finding(name="port", state="ok", found=f"{host}:{number} is free")
 
 

@@ -58,7 +58,9 @@ def running(catalog: Catalog, report: Report, ray_address: str | None = None) ->
 
     Raises BadConfig when the port is taken, Unavailable when an application does not come up.
     """
-    _require_free(catalog.server.host, catalog.server.port)
+    server = catalog.server
+    if why := why_not_listen(server.host, server.port):
+        raise BadConfig(f"cannot listen on {server.host}:{server.port} ({why}); choose another with --port")
     catalog.home.mkdir(parents=True, exist_ok=True)
     temp = tempfile.mkdtemp(prefix="mm-")  # short: unix socket paths inside it may not pass 107 characters
     wanted = ENVIRONMENT if ray_address is None else ENVIRONMENT.keys() - {"RAY_AUTH_MODE"}  # theirs to say
@@ -72,7 +74,7 @@ def running(catalog: Catalog, report: Report, ray_address: str | None = None) ->
         _start_ray(ray_address, temp)
         serve.start(proxy_location="EveryNode", http_options=_http_options(catalog))
         _deploy(catalog, report)
-        yield f"http://{_reachable(catalog.server.host)}:{catalog.server.port}"
+        yield catalog.server.url
     finally:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # Ray tells of processes it ends itself
             if ray.is_initialized():
@@ -162,14 +164,12 @@ def _poll(report: Report, satisfied: Callable[[dict[str, Any]], bool]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _require_free(host: str, port: int) -> None:
+def why_not_listen(host: str, port: int) -> str | None:
+    """Why the port cannot be listened on, in the system's words; None when it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise BadConfig(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from error
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
+            return error.strerror
+    return None

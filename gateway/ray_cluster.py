@@ -245,13 +245,11 @@ def _deployment(application: Config, name: str) -> Config:
 
 
 def _gate(config: Config) -> Config:
-    return _deployment(_application(config, GATE_APP, GATE_APP), GATE)
+    return _deployment(next(a for a in config["applications"] if a["name"] == GATE_APP), GATE)
 
 
 def _roster_of(config: Config) -> tuple[ExpertSpec, ...]:
-    application = next(a for a in config["applications"] if a["name"] == GATE_APP)
-    specs = _deployment(application, GATE)["user_config"]["experts"]
-    return tuple(ExpertSpec.model_validate(spec) for spec in specs)
+    return tuple(ExpertSpec.model_validate(spec) for spec in _gate(config)["user_config"]["experts"])
 
 
 def _set_gate(config: Config, version: int | None = None, experts: tuple[ExpertSpec, ...] | None = None) -> None:

@@ -146,9 +146,7 @@ def page_app(args: CatalogArgs) -> Application:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from gateway.page import mount_page
 
-        server = Catalog.model_validate(args.catalog).server
-        host = "127.0.0.1" if server.host == "0.0.0.0" else server.host  # noqa: S104
-        return mount_page(FastAPI(), f"http://{host}:{server.port}", path="/")
+        return mount_page(FastAPI(), Catalog.model_validate(args.catalog).server.url, path="/")
 
     # one replica: Gradio keeps a session's state in the process that began it
     @serve.deployment(name=PAGE, max_ongoing_requests=MANY_REQUESTS, ray_actor_options={"num_cpus": 0.1})

@@ -7,7 +7,7 @@ for settings.
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -157,6 +157,12 @@ class Server(Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
 
+    @property
+    def url(self) -> str:
+        """Where it is reached from this machine, whichever addresses it listens on."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104  # compared, not bound
+        return f"http://{host}:{self.port}"
+
 
 class StoreSpec(Settings):
     """`url` is an SQLAlchemy URL; `{home}` stands for the catalog's home. `keep_text` stores questions and answers."""
@@ -278,6 +284,3 @@ def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 def _nearest(wrong: str, right: list[str]) -> str:
     close = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else (f"; allowed: {', '.join(sorted(right))}" if right else "")
-
-
-Alias = Literal["champion", "challenger"]

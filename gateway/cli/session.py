@@ -48,9 +48,7 @@ class Session:
         """Where the product answers. A server that listens on every address is asked on this machine's own."""
         if self.given_url is not None:
             return self.given_url.rstrip("/")
-        server = self.catalog().server
-        host = "127.0.0.1" if server.host in ("0.0.0.0", "::") else server.host  # noqa: S104  # compared, not bound
-        return f"http://{host}:{server.port}"
+        return self.catalog().server.url
 
     def client(self) -> "Client":
         from gateway.client import Client
