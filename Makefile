@@ -11,7 +11,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test lint format constraints clean
+.PHONY: help install run demo test drill lint format constraints clean
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*##/\1#/p' Makefile | awk -F'#' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,9 +24,13 @@ run: $(INSTALLED)  ## fetch the weights once and start the product; Ctrl-C stops
 demo: $(INSTALLED)  ## start the product on a free port, use it as a person would, stop it
 	$(BIN)/python -m gateway.demo $(ARGS)
 
-test: $(INSTALLED_DEV)  ## run the tests (ARGS="-k gate")
+test: $(INSTALLED_DEV)  ## run the tests (ARGS="-k gate"), on two cores
 	$(BIN)/multimoe weights pull
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+drill: $(INSTALLED_DEV)  ## attacks and failures at full scale, one table of figures, under an hour (ARGS="media")
+	$(BIN)/multimoe weights pull
+	cd tests && ../$(BIN)/python -m drills $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## style, types and import arrows
 	$(BIN)/ruff check .

@@ -5,13 +5,17 @@ from collections.abc import AsyncIterator
 
 from multimoe.config import ExpertSpec
 from multimoe.errors import BadConfig, ExpertFailed
-from multimoe.expert import Delta, Expert, FindWeights
+from multimoe.expert import Delta, FindWeights, NextToken, Token, TokenExpert
 from multimoe.messages import AudioPart, ChatRequest, ImagePart, Part
 from multimoe.outputs import Label, Labels, Usage
 
+END = 256  # the token after the last byte
 
-class Echo(Expert):
-    """Options: `words_per_delta` (1); `delay_s` (0) before each delta; `labels`, a mapping of names to probabilities,
+
+class Echo(TokenExpert):
+    """Token by token it writes bytes, and is sure of each.
+
+    Options: `words_per_delta` (1); `delay_s` (0) before each delta; `labels`, a mapping of names to probabilities,
     answers with these in the space `space` ("echo") in place of the words; `fail` raises ExpertFailed, after the first
     delta where it is "midway" and at once where it is true.
     """
@@ -39,6 +43,15 @@ class Echo(Expert):
         read, written = len(words), 0 if self._labels else min(len(words), request.max_tokens)
         cut = not self._labels and written < read
         yield Delta(usage=Usage(prompt_tokens=read, completion_tokens=written), finish="length" if cut else "stop")
+
+    async def next_tokens(self, request: ChatRequest, written: tuple[int, ...], top: int) -> NextToken:
+        if self._fail and (written or self._fail != "midway"):
+            raise ExpertFailed(f"expert {self.spec.name!r} fails because its options say so")
+        await asyncio.sleep(self._delay)
+        words = [word for part in request.question.parts for word in _said(part)]
+        said = " ".join(words).encode()[len(written) :]
+        following = Token(said[0], 0.0, said[:1]) if said else Token(END, 0.0, b"", ends=True)
+        return NextToken((following,), "bytes", prompt_tokens=len(words))
 
     def _spoken(self, words: list[str], max_tokens: int) -> list[Delta]:
         words = words[:max_tokens]  # a word is this expert's token

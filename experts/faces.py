@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.ops import nms  # type: ignore[import-untyped]  # it ships no types
 
-from multimoe.config import ExpertSpec
-from multimoe.expert import Answer, BatchExpert, FindWeights
+from multimoe.config import ExpertSpec, Settings
+from multimoe.expert import Answer, BatchExpert, FindWeights, boxes_in
 from multimoe.messages import ChatRequest
-from multimoe.outputs import Box, Objects
+from multimoe.outputs import Box, Objects, Probability
 
 WINDOW = 12  # pixels: the side of the face the first net knows
 STRIDE = 2  # pixels between two of its windows
@@ -33,17 +34,24 @@ HEADS = {  # of the published state dicts
 LANDMARKS = "dense6_3"
 
 
-class FaceFinder(BatchExpert):
-    """Options: `short_side` (640 pixels), to which larger pictures are shrunk; `min_face` (20 pixels of that), the
-    smallest face looked for; `thresholds` ([0.6, 0.7, 0.9]), the probability each net must give.
+class Options(Settings):
+    """`short_side`: pixels to which larger pictures are shrunk; `min_face`: pixels of that, the smallest face looked
+    for; `thresholds`: the probability each net must give.
     """
+
+    short_side: int = Field(default=640, ge=WINDOW)
+    min_face: float = Field(default=20, ge=WINDOW)
+    thresholds: tuple[Probability, Probability, Probability] = (0.6, 0.7, 0.9)
+
+
+class FaceFinder(BatchExpert):
+    """Weights: `pnet`, `rnet` and `onet`, one for each net."""
 
     def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
         super().__init__(spec, weights)
         torch.set_num_threads(1)
-        self._short_side = int(spec.options.get("short_side", 640))
-        self._min_face = float(spec.options.get("min_face", 20))
-        self._thresholds = [float(least) for least in spec.options.get("thresholds", (0.6, 0.7, 0.9))]
+        options = self.options(Options)
+        self._short_side, self._min_face, self._thresholds = options.short_side, options.min_face, options.thresholds
         scan = ((3, 10, 3, 2), (10, 16, 3, 0), (16, 32, 3, 0))
         look = ((3, 28, 3, 3), (28, 48, 3, 3), (48, 64, 2, 0))
         judge = ((3, 32, 3, 3), (32, 64, 3, 3), (64, 64, 3, 2), (64, 128, 2, 0))
@@ -52,10 +60,7 @@ class FaceFinder(BatchExpert):
         self._judge = _load(_net(judge, dense=(1152, 256)), self.weight("onet"))
 
     def answer_batch(self, requests: Sequence[ChatRequest]) -> list[Answer]:
-        return [
-            Answer(Objects(boxes=tuple(box for image in request.images for box in self.find(image.pixels))))
-            for request in requests
-        ]
+        return [Answer(Objects(boxes=boxes_in(request, self.find))) for request in requests]
 
     def find(self, pixels: NDArray[np.uint8]) -> list[Box]:
         """The faces of one picture, (height, width, 3) RGB, surest first."""
@@ -144,7 +149,7 @@ def _net(convolutions: Sequence[tuple[int, int, int, int]], dense: tuple[int, in
 
 
 def _load(net: Net, path: Path) -> Net:
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # pinned by hash, tensors alone
     renamed = {}
     for name, value in state.items():
         layer, _, leaf = name.partition(".")

@@ -9,54 +9,52 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
-from multimoe.config import ExpertSpec
-from multimoe.errors import BadConfig
+from multimoe.config import ExpertSpec, Settings
 from multimoe.expert import Answer, BatchExpert, FindWeights
 from multimoe.messages import ChatRequest
-from multimoe.outputs import Label, Labels
-from multimoe.pretrained import IMAGENET, efficientnet_lite, efficientnet_lite_transform, imagenet_labels
+from multimoe.pretrained import LiteVariant, efficientnet_lite, efficientnet_lite_transform, list_labels, timm_labels
+
+
+class Options(Settings):
+    """`variant`: from fast to careful. `temperature` divides the logits; `multimoe.temperature` finds the one that
+    makes probabilities true. `top`: how many labels to list.
+    """
+
+    variant: LiteVariant = "lite0"
+    temperature: float = Field(default=1.0, gt=0)
+    top: int = Field(default=20, ge=1)
 
 
 class ImageNetClassifier(BatchExpert):
-    """Options: `variant` ("lite0", "lite1", "lite2"), from fast to careful; `temperature` (1.0), which divides the
-    logits; `top` (20), how many labels to list.
-    """
+    """Weights: `model`, as the efficientnet-lite-pytorch packages carry them."""
 
     def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
         super().__init__(spec, weights)
         torch.set_num_threads(1)
-        variant = spec.options.get("variant", "lite0")
-        if variant not in ("lite0", "lite1", "lite2"):
-            raise BadConfig(f"expert {spec.name!r}: variant {variant!r} is not one of lite0, lite1, lite2")
-        self._temperature = float(spec.options.get("temperature", 1.0))
-        self._top = int(spec.options.get("top", 20))
+        options = self.options(Options)
+        variant, self._temperature, self._top = options.variant, options.temperature, options.top
         self._transform = efficientnet_lite_transform(variant)
         self._network = efficientnet_lite(self.weight("model"), variant)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        self._labels = [(wordnet, synonyms.split(",")[0]) for wordnet, synonyms in imagenet_labels()]
+        self._labels, self._space = timm_labels({}, 1000)
 
     def answer_batch(self, requests: Sequence[ChatRequest]) -> list[Answer]:
-        """One forward pass for all pictures; several pictures of one request give the mean of their distributions."""
+        """One forward pass for all pictures; several of one request give the mean of their distributions, and each."""
         pictures = [Image.fromarray(image.pixels) for request in requests for image in request.images]
         per_picture = self.classify(pictures)
         per_request = torch.split(per_picture, [len(request.images) for request in requests])
-        return [Answer(self._named(probabilities.mean(dim=0))) for probabilities in per_request]
+        return [Answer(list_labels(each, self._labels, self._space, self._top)) for each in per_request]
 
-    @torch.inference_mode()
     def classify(self, pictures: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of any size -> (n, 1000) probabilities."""
-        batch = torch.stack([self._transform(picture) for picture in pictures])
-        logits: Tensor = self._network(batch.to(memory_format=torch.channels_last))  # (n, 1000)
-        return (logits / self._temperature).softmax(dim=1)
+        return (self.logits(pictures) / self._temperature).softmax(dim=1)
 
-    def _named(self, probabilities: Tensor) -> Labels:
-        top = probabilities.topk(self._top)
-        return Labels(
-            space=IMAGENET,
-            labels=tuple(
-                Label(name=self._labels[index][1], probability=min(probability, 1.0), id=self._labels[index][0])
-                for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-            ),
-        )
+    @torch.inference_mode()
+    def logits(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures of any size -> (n, 1000), before the temperature; classes in the order of `imagenet_labels`."""
+        batch = torch.stack([self._transform(picture) for picture in pictures])
+        logits: Tensor = self._network(batch.to(memory_format=torch.channels_last))
+        return logits

@@ -6,8 +6,11 @@ reaches it as words in the question.
 
 import asyncio
 import secrets
+import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -15,7 +18,7 @@ import xllamacpp  # type: ignore[import-untyped]  # ships no types
 
 from multimoe.config import ExpertSpec
 from multimoe.errors import BadConfig, BadInput, ExpertFailed
-from multimoe.expert import Delta, Expert, FindWeights
+from multimoe.expert import Delta, FindWeights, NextToken, Token, TokenExpert, vocabulary_fingerprint
 from multimoe.messages import ChatRequest
 from multimoe.outputs import Usage
 
@@ -26,8 +29,20 @@ SAMPLING = {"dry_multiplier": 0.8, "dry_allowed_length": 4}
 Turn = dict[str, str]  # role, content
 Chunk = dict[str, Any]  # an OpenAI chat.completion.chunk, or {"error": {...}}
 
+EVERY_TOKEN = 2**24  # more than any vocabulary has
+PROMPTS_KEPT = 64  # of answers that are being written token by token
 
-class Chat(Expert):
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What each token writes, by its id, and the ids that end an answer."""
+
+    pieces: tuple[bytes, ...]
+    ends: frozenset[int]
+    fingerprint: str
+
+
+class Chat(TokenExpert):
     """Weights: `model`, a GGUF file with a chat template.
 
     Options: `system`, the prompt used where the conversation brings none; `context` (2048), tokens of one conversation,
@@ -46,6 +61,9 @@ class Chat(Expert):
         if options:
             raise BadConfig(f"expert {spec.name!r} has unknown options: {', '.join(options)}")
         self._threads = ThreadPoolExecutor(2 * parallel, "llamacpp")  # half of them may wait for a slot
+        self._prompts: OrderedDict[tuple[str, str], list[int]] = OrderedDict()  # of answers being written by token
+        self._vocabulary: Vocabulary | None = None
+        self._spelling = threading.Lock()
         self._open(parallel, threads)
 
     def _open(self, parallel: int, threads: int) -> None:
@@ -63,6 +81,7 @@ class Chat(Expert):
         except RuntimeError as error:
             raise BadConfig(f"llama.cpp cannot load {params.model.path}: {error}") from error
         self._headers = {"Authorization": f"Bearer {key}"}
+        self._letter = self._post("/tokenize", {"content": "a"})["tokens"][-1]
 
     async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
         loop = asyncio.get_running_loop()
@@ -84,6 +103,58 @@ class Chat(Expert):
             await generation  # the engine's own failure, if any
         finally:
             closed = True
+
+    async def next_tokens(self, request: ChatRequest, written: tuple[int, ...], top: int) -> NextToken:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._next, request, written, top)
+
+    def _next(self, request: ChatRequest, written: tuple[int, ...], top: int) -> NextToken:
+        prompt = self._prompt(request)
+        if len(prompt) + len(written) >= self._context:
+            raise ExpertFailed(f"expert {self.spec.name!r} has no room for more than {self._context} tokens")
+        with self._spelling:
+            vocabulary = self._vocabulary = self._vocabulary or self._read_vocabulary()
+        listed = self._after([*prompt, *written], top)
+        tokens = tuple(
+            Token(entry["id"], entry["logprob"], vocabulary.pieces[entry["id"]], entry["id"] in vocabulary.ends)
+            for entry in listed["top_logprobs"]
+        )
+        return NextToken(tokens, vocabulary.fingerprint, len(prompt))
+
+    def _read_vocabulary(self) -> Vocabulary:
+        """Every token's piece; the end marks are what cannot be drawn when the engine is told to ignore the end."""
+        told = {"post_sampling_probs": True, "ignore_eos": True, "samplers": []}
+        listed = self._after([self._letter], EVERY_TOKEN, bias=20, **told)  # with more, others would count as 0
+        written = {entry["id"]: bytes(entry["bytes"]) for entry in listed["top_probs"]}
+        pieces = tuple(written.get(id, b"") for id in range(max(written) + 1))
+        return Vocabulary(pieces, frozenset(range(len(pieces))) - set(written), vocabulary_fingerprint(pieces))
+
+    def _after(self, ids: list[int], top: int, bias: float = 100, **sampling: object) -> dict[str, Any]:
+        """What may come after `ids`, the `top` likeliest. Of what was asked before only the new tokens are read."""
+        came: list[Any] = []
+        body = {"prompt": ids, "max_tokens": 1, "logprobs": top, "cache_prompt": True, "stream": False, **sampling}
+        # of half a character nothing would come; what is drawn is of no interest, so let it be a letter
+        body["logit_bias"] = [[self._letter, bias]]
+        self._engine.handle_completions(body, came.append)
+        if not came or "error" in came[0]:
+            raise ExpertFailed(f"llama.cpp: {came[0]['error'].get('message') if came else 'no answer'}")
+        after = came[0]["choices"][0]["logprobs"]
+        if after is None:
+            raise ExpertFailed("llama.cpp drew half a character and listed nothing; ask again")
+        first: dict[str, Any] = after["content"][0]
+        return first
+
+    def _prompt(self, request: ChatRequest) -> list[int]:
+        """The conversation's ids, kept while its answer is written."""
+        key = request.id, request.text
+        ids: list[int] | None = self._prompts.get(key)
+        if ids is None:
+            turns = self._fitted(self._turns(request), min(request.max_tokens, self._limit))
+            prompt = self._post("/apply-template", {"messages": turns})["prompt"]
+            ids = self._post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
+            self._prompts[key] = ids
+            while len(self._prompts) > PROMPTS_KEPT:
+                self._prompts.popitem(last=False)
+        return ids
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         max_tokens = min(request.max_tokens, self._limit)
@@ -125,12 +196,16 @@ class Chat(Expert):
         bound = sum(len(turn["content"].encode()) + 16 for turn in turns)  # 16 for a turn's marks in the template
         if bound <= allowed:
             return bound
-        url = f"{self._engine.listening_address}/v1/chat/completions/input_tokens"
+        return int(self._post("/v1/chat/completions/input_tokens", {"messages": turns})["input_tokens"])
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        url = f"{self._engine.listening_address}{path}"
         try:  # trust_env: a proxy must not come between the process and itself
-            reply = httpx.post(url, json={"messages": turns}, headers=self._headers, timeout=30, trust_env=False)
-            return int(reply.raise_for_status().json()["input_tokens"])
+            reply = httpx.post(url, json=body, headers=self._headers, timeout=30, trust_env=False)
+            answer: dict[str, Any] = reply.raise_for_status().json()
+            return answer
         except httpx.HTTPError as error:
-            raise ExpertFailed(f"llama.cpp did not count the tokens of the question: {error}") from error
+            raise ExpertFailed(f"llama.cpp did not read the question: {error}") from error
 
 
 def _without_oldest(turns: list[Turn], share: float) -> list[Turn]:

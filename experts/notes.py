@@ -11,11 +11,12 @@ import av
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]  # it ships no types
 from numpy.typing import NDArray
+from pydantic import Field
 
-from multimoe.config import ExpertSpec
+from multimoe.config import ExpertSpec, Settings
 from multimoe.expert import Answer, BatchExpert, FindWeights
 from multimoe.messages import SAMPLE_RATE, ChatRequest
-from multimoe.outputs import Event, Events
+from multimoe.outputs import Event, Events, Probability
 
 RATE = 22_050  # Hz
 HOP = 256  # samples between two frames
@@ -30,16 +31,22 @@ INPUT, SOUNDING, BEGINNING = "serving_default_input_2:0", "StatefulPartitionedCa
 Frames = NDArray[np.float32]  # (frames, 88 keys), probabilities
 
 
+class Options(Settings):
+    """`onset` and `frame`: the probabilities above which a note begins and sounds; `min_ms`: the shortest note."""
+
+    onset: Probability = 0.5
+    frame: Probability = 0.3
+    min_ms: float = Field(default=58, ge=0)
+
+
 class NoteWriter(BatchExpert):
-    """Options: `onset` (0.5) and `frame` (0.3), the probabilities above which a note begins and sounds; `min_ms` (58),
-    the shortest note. Where a request brings several recordings, they count as played one after the other.
-    """
+    """Where a request brings several recordings, they count as played one after the other."""
 
     def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
         super().__init__(spec, weights)
-        self._onset = float(spec.options.get("onset", 0.5))
-        self._frame = float(spec.options.get("frame", 0.3))
-        self._shortest = round(float(spec.options.get("min_ms", 58)) / 1000 * RATE / HOP)  # frames
+        options = self.options(Options)
+        self._onset, self._frame = options.onset, options.frame
+        self._shortest = round(options.min_ms / 1000 * RATE / HOP)  # frames
         one_thread = onnxruntime.SessionOptions()
         one_thread.intra_op_num_threads = one_thread.inter_op_num_threads = 1
         self._network = onnxruntime.InferenceSession(

@@ -6,7 +6,7 @@ from math import exp
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # type: ignore[import-untyped]  # no types
 
-from multimoe.config import ExpertSpec
+from multimoe.config import ExpertSpec, Settings
 from multimoe.expert import Answer, BatchExpert, FindWeights
 from multimoe.messages import ChatRequest
 from multimoe.outputs import Label, Labels
@@ -25,6 +25,7 @@ class Sentiment(BatchExpert):
 
     def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
         super().__init__(spec, weights)
+        self.options(Settings)
         self._analyzer = SentimentIntensityAnalyzer()
 
     def answer_batch(self, requests: Sequence[ChatRequest]) -> list[Answer]:

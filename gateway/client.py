@@ -23,6 +23,7 @@ from multimoe import errors
 Json = dict[str, Any]
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+UPGRADE_SECONDS = 360.0  # for a new edition of an expert to load and take over
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)  # seconds; a first answer may wait for an expert to wake
 
 IMAGE_MAGIC = {
@@ -71,10 +72,13 @@ StreamEvent = Routing | Said | Used
 class Client:
     """One gateway at `base_url` (with or without /v1). Safe to share between threads; close it or use it in a `with`.
 
-    Every method raises Unavailable when nothing listens, else the API's own sentence as the matching error class.
+    Raises BadInput for what cannot be a key. Every method raises Unavailable when nothing listens, else the API's own
+    sentence as the matching error class.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: httpx.Timeout = TIMEOUT) -> None:
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise errors.BadInput("this is no API key: it holds what no header can carry", None, "invalid_api_key")
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(
             base_url=self.url,
@@ -99,6 +103,10 @@ class Client:
         except httpx.HTTPError:
             return False
 
+    def limits(self) -> Json:
+        """What a request may be at most."""
+        return self._call("GET", "/v1/limits")
+
     def models(self) -> list[Json]:
         """`multimoe`, its presets (`multimoe:NAME`) and every expert (`multimoe/NAME`)."""
         return list(self._call("GET", "/v1/models")["data"])
@@ -112,6 +120,10 @@ class Client:
     def add_expert(self, spec: Json) -> Json:
         """`spec` is one entry of the catalog's `experts`. Raises Conflict when the name is taken."""
         return self._call("POST", "/v1/experts", json=spec)
+
+    def replace_expert(self, spec: Json) -> Json:
+        """Upgrade the expert of that name; returns when the new edition answers. Raises NotFound, Conflict."""
+        return self._call("PUT", f"/v1/experts/{quote(spec['name'])}", json=spec, timeout=UPGRADE_SECONDS)
 
     def remove_expert(self, name: str) -> Json:
         return self._call("DELETE", f"/v1/experts/{quote(name)}")
@@ -204,8 +216,17 @@ class Client:
         """Serve this version from now on."""
         return self._call("PUT", "/v1/gate/aliases/champion", json={"version": version})
 
+    def put_on_trial(self, version: int, share: float) -> Json:
+        """Let this version answer a share of requests, or with 0 only decide beside the champion."""
+        stage, body = ("canary", {"share": share}) if share else ("shadow", {})
+        return self._call("PUT", f"/v1/gate/aliases/{stage}", json={"version": version, **body})
+
+    def withdraw(self) -> Json:
+        """End the trial; the champion goes on."""
+        return self._call("DELETE", "/v1/gate/aliases/challenger")
+
     def rollback(self) -> Json:
-        """Serve the version that was champion before."""
+        """Withdraw the canary; where there is none, serve the version that was champion before."""
         return self._call("POST", "/v1/gate/rollback")
 
     def _call(self, method: str, path: str, **request: Any) -> Json:

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.launch import why_not_listen
+from gateway.perimeter import (
+    asks_for_token,
+    by_certificate,
+    cluster_address,
+    refuse_disabled_token,
+    refuse_open_cluster,
+)
 from multimoe.config import Catalog
+from multimoe.errors import BadConfig, Unavailable
 from multimoe.outputs import Frozen
 
 GIB = 2**30
@@ -38,13 +46,14 @@ class Finding(Frozen):
     cure: str = ""
 
 
-def examine(catalog: Catalog) -> Iterator[Finding]:
-    """Everything that is looked at, as it is found."""
+def examine(catalog: Catalog, ray_address: str | None = None) -> Iterator[Finding]:
+    """Everything that is looked at, as it is found. `ray_address` is that of a cluster to join."""
     yield python()
     yield packages()
     yield codecs()
     yield espeak()
     yield port(catalog.server.host, catalog.server.port)
+    yield own_ray() if ray_address is None else joined_ray(ray_address)
     yield disk(catalog.home)
     yield memory()
     yield shared_memory()
@@ -92,6 +101,33 @@ def port(host: str, number: int) -> Finding:
         cure = f"stop what listens there, or `multimoe serve --port {number + 1}`; fine if it is multimoe"
         return Finding(name="port", state="note", found=f"{host}:{number}: {why}", cure=cure)
     return Finding(name="port", state="ok", found=f"{host}:{number} is free")
+
+
+def own_ray() -> Finding:
+    """Who the cluster that would be started here takes orders from."""
+    try:
+        refuse_disabled_token()
+    except BadConfig as error:
+        return Finding(name="ray", state="missing", found="would take orders from anybody", cure=str(error))
+    return Finding(name="ray", state="ok", found="one of its own: on loopback alone, a new token at each start")
+
+
+def joined_ray(address: str) -> Finding:
+    """Who the running cluster at `address` takes orders from."""
+    try:
+        gcs = cluster_address(address)
+        if by_certificate():
+            return Finding(name="ray", state="ok", found=f"{gcs} takes orders by certificate")
+        believes_all = not asks_for_token(gcs)
+        refuse_open_cluster(gcs)
+    except Unavailable as error:
+        return Finding(name="ray", state="missing", found=str(error), cure="start it, or leave --ray-address out")
+    except BadConfig as error:
+        return Finding(name="ray", state="missing", found=f"{gcs} takes orders from anybody", cure=str(error))
+    if believes_all:
+        cure = "let nobody else reach any port of its nodes, or start them with RAY_AUTH_MODE=token"
+        return Finding(name="ray", state="note", found=f"{gcs} takes orders from anybody, as it was told", cure=cure)
+    return Finding(name="ray", state="ok", found=f"{gcs} takes orders only with its token")
 
 
 def disk(home: Path) -> Finding:

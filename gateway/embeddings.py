@@ -7,8 +7,9 @@ import numpy as np
 from fastapi import APIRouter
 
 from gateway.models import EMBEDDER
+from gateway.quota import tokens_in
 from gateway.schemas import EmbeddingBody
-from gateway.services import Product, StrictRoute
+from gateway.services import Product, Spending, StrictRoute
 from multimoe.config import Limits
 from multimoe.embedding import CONCEPT
 from multimoe.errors import BadInput, TooLarge, UnknownModel
@@ -19,13 +20,15 @@ MOST_TEXTS = 2048  # as OpenAI's
 
 
 @router.post("/v1/embeddings")
-async def embed(body: EmbeddingBody, services: Product) -> dict[str, Any]:
+async def embed(body: EmbeddingBody, services: Product, spent: Spending) -> dict[str, Any]:
     """384 floats of length 1 for each text; `encoding_format` base64 gives them as float32, little-endian."""
     if body.model != EMBEDDER:
         raise UnknownModel(f"no embedding model {body.model[:128]!r}; there is {EMBEDDER!r}", "model")
     if body.dimensions not in (None, CONCEPT):
         raise BadInput(f"dimensions is {body.dimensions}; the vectors have {CONCEPT}", "dimensions")
-    vectors = await services.cluster.embed_texts(_texts(body.input, services.catalog.limits))
+    texts = _texts(body.input, services.catalog.limits)
+    vectors = await services.cluster.embed_texts(texts)
+    spent.add(tokens_in(*texts), 0.0)
     encode = _base64 if body.encoding_format == "base64" else list
     return {
         "object": "list",

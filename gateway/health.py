@@ -9,10 +9,15 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
+from gateway.drain import HEADERS
+from gateway.fair_use import Left, allowance_of, left
 from gateway.problems import RETRY_SECONDS, Problem
-from gateway.services import Product, Services
+from gateway.quota import Limit, Standing
+from gateway.services import Asking, Product, Services
 from multimoe import __version__
-from multimoe.errors import MultimoeError, NotFound
+from multimoe.checkpoint import Registry
+from multimoe.config import Limits
+from multimoe.errors import CheckpointError, MultimoeError, NotFound
 
 router = APIRouter(tags=["health"])
 
@@ -22,8 +27,18 @@ SWAGGER = {  # file -> media type; bundled, because the pages must work where th
     "swagger-ui.css": "text/css",
     "favicon-32x32.png": "image/png",
 }
+DOCS_POLICY = (  # FastAPI's page starts itself with a script in the page
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 # the spec's check mark would be fetched from swagger.io
 PARAMETERS = {"validatorUrl": None, "displayRequestDuration": True, "filter": True}
+
+
+class LimitsNow(Limits):
+    """`yours` is what is limited for the key that asks."""
+
+    yours: dict[Limit, Left]
 
 
 @router.get("/health")
@@ -34,7 +49,9 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", responses={503: {"description": "Not yet; the error says what is missing."}})
 async def ready(services: Product) -> Any:
-    """The gate answers, and at least one expert is up or wakes when asked."""
+    """The gate answers, at least one expert is up or wakes when asked, and nobody is stopping this gateway."""
+    if services.drain.draining:
+        return Problem(503, "not ready: it is being stopped", "not_ready", headers=HEADERS).response()
     try:
         async with asyncio.timeout(READY_SECONDS):
             return await _readiness(services)
@@ -53,7 +70,20 @@ async def _readiness(services: Services) -> Any:
         return Problem(
             503, f"not ready: no expert is up ({seen})", "not_ready", headers={"retry-after": str(RETRY_SECONDS)}
         ).response()
-    return {"status": "ready", "gate": gate.version, "experts": {name: s.state for name, s in states.items()}}
+    reasons = await asyncio.to_thread(_gate_troubles, services.registry, gate.version)
+    if services.recorder.away:
+        reasons.append("the store does not take records, so answers cannot be rated")
+    status: dict[str, Any] = {"status": "degraded", "reasons": reasons} if reasons else {"status": "ready"}
+    return status | {"gate": gate.version, "experts": {name: s.state for name, s in states.items()}}
+
+
+def _gate_troubles(registry: Registry, serving: int) -> list[str]:
+    """Why another version than the champion serves, as after a start with one that is damaged."""
+    try:
+        champion = registry.champion()
+    except CheckpointError:
+        return [f"the journal of gate versions cannot be read, so nobody knows which should serve; gate {serving} does"]
+    return [] if serving == champion else [f"gate {champion} should serve and does not; gate {serving} does"]
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -69,9 +99,11 @@ async def version() -> dict[str, str]:
 
 
 @router.get("/v1/limits")
-async def limits(services: Product) -> dict[str, float]:
-    """What a request may be at most; sizes in bytes, durations in seconds."""
-    return services.catalog.limits.model_dump()
+async def limits(services: Product, caller: Asking) -> LimitsNow:
+    """What a request may be at most, and what your key may still have; sizes in bytes, durations in seconds."""
+    who, allowed = allowance_of(caller, services.catalog.limits)
+    standing = await services.meter.standing(who, allowed) if allowed else Standing()
+    return LimitsNow(**services.catalog.limits.model_dump(), yours=left(standing))
 
 
 @router.get("/", include_in_schema=False)
@@ -87,7 +119,7 @@ async def icon() -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url=str(request.app.openapi_url),
         title="multimoe API",
         swagger_js_url="/docs/swagger-ui-bundle.js",
@@ -95,6 +127,8 @@ async def docs(request: Request) -> HTMLResponse:
         swagger_favicon_url="/docs/favicon-32x32.png",
         swagger_ui_parameters=PARAMETERS,
     )
+    page.headers["content-security-policy"] = DOCS_POLICY
+    return page
 
 
 @router.get("/docs/{name}", include_in_schema=False)

@@ -9,6 +9,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.problems import problem
 from multimoe.errors import BadInput, MultimoeError, TooLarge, UnsupportedMedia
 
+SMALL = 64 * 1024  # bytes of a body that is read to its end rather than the line be cut
+
+
+def closing(headers: Headers) -> dict[str, str]:
+    """For an answer that does not wait for the body: the line is closed where much of it may be to come."""
+    length = headers.get("content-length", "0" if "transfer-encoding" not in headers else str(SMALL))
+    return {} if length.isdigit() and int(length[:32]) < SMALL else {"connection": "close"}
+
 
 class BodyLimit:
     """ASGI middleware. `limit` in bytes, of the body as sent (a compressed body is never unpacked here)."""

@@ -5,17 +5,19 @@ An expert is loaded when it is first asked. There is one of each, so nothing sca
 
 import asyncio
 import logging
-import pkgutil
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from gateway.cluster import ExpertState, GateState
+from gateway.cluster import ExpertState, GateState, refuse_other_kind
+from multimoe.backends import load_expert
 from multimoe.config import ExpertSpec
 from multimoe.decision import Policy
+from multimoe.embedding import Embedding
 from multimoe.errors import Conflict, ExpertFailed, MultimoeError, NotFound
-from multimoe.expert import Delta, Expert, FindWeights
+from multimoe.expert import Delta, Expert, FindWeights, NextToken, token_expert
+from multimoe.journal import Trial
 from multimoe.messages import ChatRequest
 from multimoe.reply import Routed
 
@@ -32,11 +34,13 @@ class Router(Protocol):
 
     async def decide(self, request: ChatRequest, policy: Policy) -> Routed: ...
 
+    async def embed(self, request: ChatRequest) -> Embedding: ...
+
     async def embed_texts(self, texts: list[str]) -> list[list[float]]: ...
 
     async def state(self) -> GateState: ...
 
-    async def configure(self, version: int, experts: Sequence[ExpertSpec]) -> None: ...
+    async def configure(self, version: int, experts: Sequence[ExpertSpec], trial: Trial | None) -> None: ...
 
 
 class ThreadedGate:
@@ -50,15 +54,18 @@ class ThreadedGate:
         routed: Routed = await self._run(self.service.decide, request, policy)
         return routed
 
+    async def embed(self, request: ChatRequest) -> Embedding:
+        (embedding,) = await self._run(self.service.encoders.embed, [request])
+        return cast(Embedding, embedding)
+
     async def embed_texts(self, texts: list[str]) -> list[list[float]]:
         return [[float(x) for x in vector] for vector in await self._run(self.service.encoders.embed_texts, texts)]
 
     async def state(self) -> GateState:
-        revisions = {str(modality): revision for modality, revision in self.service.encoders.revisions.items()}
-        return GateState(version=self.service.serving.version, encoder_revisions=revisions)
+        return self.service.state()
 
-    async def configure(self, version: int, experts: Sequence[ExpertSpec]) -> None:
-        await self._run(self.service.configure, version, experts)
+    async def configure(self, version: int, experts: Sequence[ExpertSpec], trial: Trial | None) -> None:
+        await self._run(self.service.configure, version, experts, trial)
 
     async def _run(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -85,9 +92,9 @@ class LocalCluster:
         return await self.router.decide(request, policy)
 
     async def ask(self, expert: str, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        loaded = await self._loaded(self._spec(expert))
-        answer: Any = loaded.answer(request)
+        spec = self._spec(expert)
         try:
+            answer: Any = (await self._loaded(spec)).answer(request)
             async with aclosing(answer):
                 async for delta in answer:
                     yield delta
@@ -96,6 +103,19 @@ class LocalCluster:
         except Exception as error:  # the contract: anything else is a failure of the expert, not of the request
             logger.exception("expert failed", extra={"expert": expert, "request_id": request.id})
             raise ExpertFailed(f"expert {expert!r} failed; the log has the details") from error
+
+    async def next_tokens(self, expert: str, request: ChatRequest, written: tuple[int, ...], top: int) -> NextToken:
+        spec = self._spec(expert)
+        try:
+            return await token_expert(await self._loaded(spec)).next_tokens(request, written, top)
+        except MultimoeError:
+            raise
+        except Exception as error:
+            logger.exception("expert failed", extra={"expert": expert, "request_id": request.id})
+            raise ExpertFailed(f"expert {expert!r} failed; the log has the details") from error
+
+    async def embed(self, request: ChatRequest) -> Embedding:
+        return await self.router.embed(request)
 
     async def embed_texts(self, texts: list[str]) -> list[list[float]]:
         return await self.router.embed_texts(texts)
@@ -113,6 +133,12 @@ class LocalCluster:
         await self._loaded(spec)
         await self._rerostered({**self._specs, spec.name: spec})
 
+    async def replace(self, spec: ExpertSpec) -> None:
+        refuse_other_kind(self._spec(spec.name), spec)
+        edition = await asyncio.to_thread(load_expert, spec, self.weights)
+        await self._rerostered({**self._specs, spec.name: spec})
+        self._experts[spec.name] = edition
+
     async def remove(self, expert: str) -> None:
         self._spec(expert)
         if len(self._specs) == 1:
@@ -126,8 +152,8 @@ class LocalCluster:
     async def metrics(self) -> str:
         return ""
 
-    async def serve_gate(self, version: int) -> None:
-        await self.router.configure(version, tuple(self._specs.values()))
+    async def serve_gate(self, version: int, trial: Trial | None = None) -> None:
+        await self.router.configure(version, tuple(self._specs.values()), trial)
 
     async def train(self, job: str) -> None:
         if self._train is None:
@@ -149,16 +175,10 @@ class LocalCluster:
     async def _loaded(self, spec: ExpertSpec) -> Expert:
         async with self._loading.setdefault(spec.name, asyncio.Lock()):
             if spec.name not in self._experts:
-                self._experts[spec.name] = await asyncio.to_thread(_load, spec, self.weights)
+                self._experts[spec.name] = await asyncio.to_thread(load_expert, spec, self.weights)
             return self._experts[spec.name]
 
     async def _rerostered(self, specs: dict[str, ExpertSpec]) -> None:
-        version = (await self.router.state()).version
-        await self.router.configure(version, tuple(specs.values()))
+        state = await self.router.state()
+        await self.router.configure(state.version, tuple(specs.values()), state.trial)
         self._specs = specs
-
-
-def _load(spec: ExpertSpec, weights: FindWeights) -> Expert:
-    backend = pkgutil.resolve_name(spec.backend)
-    expert: Expert = backend(spec, weights)
-    return expert

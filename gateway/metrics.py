@@ -29,6 +29,11 @@ class Metrics:
         )
         self._weight = Histogram("multimoe_routing_weight", "Weight given to a chosen expert.", SHARES, ("expert",))
         self._route = Histogram("multimoe_route_duration_seconds", "Embedding and deciding.", SECONDS, ("gate",))
+        self._faults = Counter(
+            "multimoe_expert_faults",
+            "Experts ejected, restored, passed over, and questions repeated because a replica went away.",
+            ("expert", "what"),  # type: ignore[arg-type]  # any number of them
+        )
         self._explored = Counter("multimoe_explored", "Decisions drawn by chance.", ("gate",))
 
     def decided(self, decision: Decision) -> None:
@@ -39,6 +44,10 @@ class Metrics:
         for choice in decision.chosen:
             if choice.weight > 0:
                 self._weight.observe(choice.weight, {"expert": choice.expert})
+
+    def faulted(self, expert: str, what: str) -> None:
+        """`what` is ejected, restored, passed_over or retried; the gate counts as an expert here."""
+        self._faults.inc(1, {"expert": expert, "what": what})
 
     def asked(self, expert: str, status: str, seconds: float) -> None:
         """`status` is ok, error or cancelled."""

@@ -3,18 +3,23 @@
 What is trained, promoted or rolled back here serves from the next start on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
-from multimoe.config import Catalog
-from multimoe.errors import CheckpointError
+from multimoe.config import Catalog, ExpertSpec
+
+if TYPE_CHECKING:
+    from multimoe.embedding import Embedding
+    from multimoe.gate import Gate
+    from multimoe.messages import ChatRequest
 
 Json = dict[str, Any]
 
 
 class OfflineGates:
-    """Versions as JSON, as the API gives them: the manifest, with the aliases that point at it."""
+    """Versions as JSON, as the API gives them: manifest, aliases and stage. Trials are watched once a product runs."""
 
     def __init__(self, catalog: Catalog) -> None:
         from multimoe.checkpoint import Registry
@@ -24,44 +29,100 @@ class OfflineGates:
 
     def versions(self) -> list[Json]:
         """Newest first; a damaged one says so as its `reason`."""
-        return [self._told(version) for version in reversed(self.registry.versions())]
+        from gateway.gate_versions import told
+
+        return told(self.registry)
 
     def gate(self) -> Json:
-        return self._told(self.registry.champion())
+        from gateway.gate_versions import told_of, trial_of
+
+        standing = self.registry.standing()
+        return told_of(self.registry, standing.champion) | {"challenger": trial_of(standing)}
 
     def promote(self, version: int) -> Json:
         """Raises NotFound, CheckpointError."""
-        self.registry.promote(version, datetime.now(UTC))
+        from gateway.stages import by_hand
+
+        self.registry.take(by_hand("promoted", version, datetime.now(UTC)))
+        return self.gate()
+
+    def put_on_trial(self, version: int, share: float) -> Json:
+        """As a canary, or in shadow where `share` is 0. Raises NotFound, CheckpointError, Conflict for the champion."""
+        from gateway.stages import by_hand
+
+        stage: Literal["canary", "shadow"] = "canary" if share else "shadow"
+        self.registry.take(by_hand(stage, version, datetime.now(UTC), share))
+        return self.gate()
+
+    def withdraw(self) -> Json:
+        """Raises Conflict where none is on trial."""
+        from gateway.stages import withdrawal
+
+        standing = self.registry.standing()
+        self.registry.take(withdrawal(standing, datetime.now(UTC)), standing)
         return self.gate()
 
     def rollback(self) -> Json:
         """Raises Conflict where there is no earlier champion."""
-        self.registry.rollback(datetime.now(UTC))
+        from gateway.stages import rollback
+
+        standing = self.registry.standing()
+        self.registry.take(rollback(standing, datetime.now(UTC)), standing)
         return self.gate()
 
     def retrain(self, progress: Callable[[float, str], None]) -> Json:
-        """One whole retraining in this process; its manifest. Raises TooLittleData."""
-        from multimoe.encoder import Encoders
+        """One whole retraining in this process; the version made. Raises TooLittleData."""
+        from gateway.gate_versions import kept, told_of
+        from gateway.stages import after_training
+        from multimoe.errors import Conflict
         from multimoe.feedback import FeedbackLog
-        from multimoe.gate import Gate
+        from multimoe.golden import golden_of
         from multimoe.retrain import retrain
-        from multimoe.weights import Weights
 
         settings = self.catalog
         progress(0.0, "reading the cards")
-        text = {m: encoder for m, encoder in settings.gate.encoders.items() if m == "text"}  # cards are only words
-        encoders = Encoders.load(settings.gate.model_copy(update={"encoders": text}), Weights(settings.weights).find)
-        cards = Gate.from_cards(settings.experts, encoders.embed_texts, settings.gate)
+        cards = cards_gate(settings, settings.experts)
         log = FeedbackLog.open(settings.store_url)
+        judged = self.registry.standing()
         try:
-            manifest = retrain(log, self.registry, cards, now=datetime.now(UTC), seed=0, progress=progress)
+            manifest = retrain(
+                log,
+                self.registry,
+                cards,
+                now=datetime.now(UTC),
+                seed=0,
+                progress=progress,
+                golden=golden_of(settings, _by_encoders(settings)),
+            )
         finally:
             log.close()
-        return dict(manifest.model_dump(mode="json"))
-
-    def _told(self, version: int) -> Json:
-        aliases = ["champion"] if version == self.registry.champion() else []
+        standing = self.registry.standing()
         try:
-            return self.registry.manifest(version).model_dump(mode="json") | {"aliases": aliases}
-        except CheckpointError as error:
-            return {"version": version, "aliases": aliases, "promoted": False, "reason": error.message}
+            if step := after_training(manifest, judged, standing, settings.gate.rollout, datetime.now(UTC)):
+                self.registry.take(step, standing)
+        except Conflict as error:  # the version is there all the same
+            return kept(self.registry, manifest.version, error)
+        return told_of(self.registry, manifest.version)
+
+
+def cards_gate(catalog: Catalog, experts: Sequence[ExpertSpec]) -> "Gate":
+    """The gate over `experts` before any rating. Cards are only words, so only the text encoder is loaded."""
+    from multimoe.encoder import Encoders
+    from multimoe.gate import Gate
+    from multimoe.weights import Weights
+
+    text = {m: encoder for m, encoder in catalog.gate.encoders.items() if m == "text"}
+    encoders = Encoders.load(catalog.gate.model_copy(update={"encoders": text}), Weights(catalog.weights).find)
+    return Gate.from_cards(experts, encoders.embed_texts, catalog.gate)
+
+
+def _by_encoders(catalog: Catalog) -> "Callable[[ChatRequest], Embedding]":
+    """Embeds requests of any kind; the encoders are loaded for the first of them."""
+    from multimoe.encoder import Encoders
+    from multimoe.weights import Weights
+
+    @cache
+    def encoders() -> Encoders:
+        return Encoders.load(catalog.gate, Weights(catalog.weights).find)
+
+    return lambda request: encoders().embed([request])[0]

@@ -11,28 +11,34 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.schemas import ChatBody, Options
+from gateway.schemas import IN_WORDS, ChatBody, Options
 from gateway.services import Services
-from multimoe.config import Catalog, ExpertSpec
+from multimoe.config import BlendSpec, Catalog, ExpertSpec
 from multimoe.decision import Policy
 from multimoe.errors import BadInput, NotFound, UnknownModel
-from multimoe.reply import Combine
+from multimoe.strategies.strategy import known
 
 MODEL = "multimoe"
 LISTS = ("experts", "exclude")
-HEADERS = {f"x-multimoe-{name.replace('_', '-')}": name for name in ("top_k", "experts", "exclude", "gate", "explore")}
+FIELDS = ("top_k", "strategy", "experts", "exclude", "gate", "explore", "combine", "timeout_s")
+BLENDING = ("combine", "ask_next_below")  # what of them says how to blend, not whom to choose
+HEADERS = {f"x-multimoe-{name.replace('_', '-')}": name for name in FIELDS}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """`expert` is the one the caller named, whom no gate chooses; `gate_alias` is None for a version by number."""
+    """`expert` is the one the caller named, whom no gate chooses; `gate_alias` is None for a version by number.
+
+    The caller waits `timeout_s` seconds; None leaves it to the limits.
+    """
 
     model: str
     expert: str | None
     policy: Policy
-    combine: Combine | None
+    blend: BlendSpec
     include_outputs: bool
     gate_alias: str | None
+    timeout_s: float | None = None
 
 
 async def asked_for(body: ChatBody, headers: Mapping[str, str], services: Services) -> Asked:
@@ -40,14 +46,19 @@ async def asked_for(body: ChatBody, headers: Mapping[str, str], services: Servic
     roster = await services.cluster.roster()
     expert = pinned(body.model, services.catalog, roster)
     options = _options(body.x_multimoe, headers)
-    wanted = options.model_dump(exclude_unset=True, exclude={"combine", "include_outputs", "gate"})
+    if options.strategy is not None:
+        known(options.strategy)
+    wanted = options.model_dump(exclude_unset=True, exclude={"include_outputs", "gate", "timeout_s"})
     for field in LISTS:
         if field in wanted:
             wanted[field] = tuple(_known(name, roster, f"x_multimoe.{field}") for name in wanted[field])
     version, alias = await asyncio.to_thread(_gate, options.gate, services)
     preset = {} if expert else _preset(body.model, services.catalog)
-    policy = Policy.model_validate({**preset, **wanted, "gate": version})
-    return Asked(body.model, expert, policy, options.combine, options.include_outputs, alias)
+    merged = {**preset, **wanted}
+    blending = {field: merged.pop(field, None) for field in BLENDING}
+    blend = services.catalog.blend.model_copy(update={f: value for f, value in blending.items() if value is not None})
+    policy = Policy.model_validate({**merged, "gate": version})
+    return Asked(body.model, expert, policy, blend, options.include_outputs, alias, options.timeout_s)
 
 
 def model_ids(catalog: Catalog, roster: Sequence[ExpertSpec]) -> list[str]:
@@ -76,7 +87,7 @@ def _options(sent: Options | None, headers: Mapping[str, str]) -> Options:
     if not named:
         return sent or Options()
     try:
-        merged = Options.model_validate(named).model_dump(exclude_unset=True)
+        merged = Options.model_validate(named, context=IN_WORDS).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
         header = next(name for name, field in HEADERS.items() if field == first["loc"][0])
@@ -94,8 +105,10 @@ def _known(name: str, roster: Sequence[ExpertSpec], param: str) -> str:
 
 def _gate(asked: int | str | None, services: Services) -> tuple[int | None, str | None]:
     """The version asked for, None for the one that serves, and its alias."""
-    if asked is None or asked == "champion":
+    if asked is None:
         return None, "champion"
+    if asked == "champion":
+        return _champion(services), "champion"
     if asked == "challenger":
         return _challenger(services), "challenger"
     if isinstance(asked, str) and not (asked.isascii() and asked.isdigit() and len(asked) < 10):
@@ -109,10 +122,18 @@ def _gate(asked: int | str | None, services: Services) -> tuple[int | None, str 
     return version, None
 
 
+def _champion(services: Services) -> int | None:
+    """By number while a canary answers some of the requests that name no version."""
+    standing = services.registry.standing()
+    return standing.champion if standing.trial else None
+
+
 def _challenger(services: Services) -> int:
-    """The newest version that was made after the champion."""
-    versions, champion = services.registry.versions(), services.registry.champion() or 0
-    newer = [version for version in versions if version > champion]
+    """The version on trial, else the newest that was made after the champion."""
+    standing = services.registry.standing()
+    if standing.trial:
+        return standing.trial.version
+    newer = [version for version in services.registry.versions() if version > standing.champion]
     if not newer:
         raise NotFound(
             "no gate version is newer than the champion; train one first", "x_multimoe.gate", "gate_not_found"

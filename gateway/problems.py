@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match
 
 from multimoe import errors
 
@@ -30,13 +31,14 @@ STATUSES: tuple[tuple[type[errors.MultimoeError], int], ...] = (
     (errors.Conflict, 409),
     (errors.CheckpointError, 409),
     (errors.TooLittleData, 409),
+    (errors.LoopDetected, 508),
     (errors.ExpertTimeout, 504),
     (errors.ExpertFailed, 502),
     (errors.Unavailable, 503),
     (errors.WeightsError, 503),
 )
-# 400 although the class alone would say otherwise, because that is what OpenAI answers
-BY_CODE = {"url_not_allowed": 400, "context_length_exceeded": 400}
+# Although the class alone would say otherwise: what OpenAI answers.
+BY_CODE = {"url_not_allowed": 400, "context_length_exceeded": 400, "rate_limit_exceeded": 429}
 TYPES = {403: "permission_error", 409: "conflict_error", 429: "rate_limit_error"}
 PARTS = {"text", "image_url", "input_audio", "audio_url", "refusal"}  # tags that stand in a validation path
 
@@ -77,10 +79,10 @@ def _ours(error: errors.MultimoeError, request_id: str) -> Problem:
     if status == 500:
         return _crash(request_id)
     headers = {}
-    if status == 503:
+    if status in (429, 503):
         headers["retry-after"] = str(RETRY_SECONDS)
-    if status == 409:
-        headers["x-should-retry"] = "false"  # the SDKs would retry a conflict, which ends it no sooner
+    if status in (409, 508):
+        headers["x-should-retry"] = "false"  # the SDKs would retry a conflict or a loop, which ends it no sooner
     return Problem(status, error.message, error.code, error.param, headers)
 
 
@@ -94,6 +96,8 @@ def _invalid(mistakes: Sequence[Any]) -> Problem:
     param = path_of(first["loc"])
     if first["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {first.get('ctx', {}).get('error', '')}", "invalid_json")
+    if not param and first["type"] == "value_error":
+        return Problem(400, str(first["msg"]).removeprefix("Value error, "), "invalid_value")
     if not param:
         return Problem(400, "the body must be a JSON object, sent as content-type: application/json", "invalid_json")
     if first["type"] == "missing":
@@ -134,12 +138,32 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 def _of_the_framework(request: Request, found: Problem) -> Problem:
-    where = f"{request.method} {request.url.path}"
+    where = f"{request.method} {request.scope['path'][:200]}"  # request.url would believe the Host header
     if found.status == 404:
         return Problem(404, f"there is nothing at {where}; /docs lists what there is", "unknown_url")
     if found.status == 405:
-        allowed = Headers(dict(found.headers)).get("allow", "another method")
-        return Problem(405, f"{where} is not possible; allowed: {allowed}", "method_not_allowed", headers=found.headers)
+        allowed = ", ".join(methods_at(request)) or Headers(dict(found.headers)).get("allow", "another method")
+        message = f"{where} is not possible; allowed: {allowed}"
+        return Problem(405, message, "method_not_allowed", headers={"allow": allowed})
     if found.status == 400:
         return Problem(400, "the body cannot be read; send it whole and well-formed", "invalid_body")
     return found
+
+
+def methods_at(request: Request) -> list[str]:
+    """All that the address answers to; the framework tells only those of the first route that has the path.
+
+    Of paths that fit, the longer pattern says more: what stands under `/v1/experts/NAME/scale` is no expert.
+    """
+    scope = {**request.scope, "path_params": {}}
+    fitting = [route for route in _flat(request.app.routes) if route.matches(scope)[0] is not Match.NONE]
+    paths = [getattr(route, "path", "").replace(":path}", "}") for route in fitting]
+    closest = max(paths, key=len, default="")
+    here = [route for route, path in zip(fitting, paths, strict=True) if path == closest]
+    found = {method for route in here for method in getattr(route, "methods", None) or ()}
+    return sorted(found)
+
+
+def _flat(routes: Sequence[BaseRoute]) -> list[BaseRoute]:
+    """FastAPI keeps the routes of a router that was included behind it."""
+    return [one for route in routes for one in getattr(getattr(route, "original_router", None), "routes", [route])]

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from gateway.policies import MODEL, Asked
 from multimoe.decision import Choice, Considered, Decision
 from multimoe.messages import ChatRequest, Modality
-from multimoe.outputs import Frozen, Output, Usage
+from multimoe.outputs import Frozen, Output, Usage, Worker
 from multimoe.reply import Combine, Part, PartRole, Reply
 
 SCHEMA = 1
@@ -22,7 +22,8 @@ SCHEMA = 1
 class ExpertShare(Frozen):
     """One expert's share in an answer. `prob` is that of being drawn first, None where the gate was not asked.
 
-    `status` "chosen" is before it has answered; `output` is filled when the request says `include_outputs`.
+    `status` "chosen" is before it has answered, and `reason` why one was spared or passed over; `output` is filled when
+    the request says `include_outputs`. `inside` are those who answered in an expert that is a gateway itself.
     """
 
     id: str
@@ -34,7 +35,9 @@ class ExpertShare(Frozen):
     latency_ms: float | None = None
     cost: float | None = None
     error: str | None = None
+    reason: str | None = None
     output: Output | None = None
+    inside: tuple[Worker, ...] = ()
 
 
 class ConsideredShare(Frozen):
@@ -52,7 +55,9 @@ class Routing(Frozen):
     """`x_multimoe`: who answers or answered, with what weight, how likely that choice was, and why.
 
     `entropy` of the gate's distribution in nats. `rateable` False says that the answer could not be kept, so a rating
-    of it would not be found. `output` is the blended answer as data, where outputs were asked for.
+    of it would not be found. `output` is the blended answer as data, where outputs were asked for. `combine` is
+    how the answer was made, `combine_reason` why not as `combine_asked`, and `agreement` how like the other texts the
+    one given is, where they were compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
@@ -62,6 +67,9 @@ class Routing(Frozen):
     gate: GateRef | None
     top_k: int
     combine: Combine
+    combine_asked: Combine
+    combine_reason: str | None = None
+    agreement: float | None = None
     strategy: str | None
     modalities: tuple[Modality, ...]
     explored: bool
@@ -84,11 +92,13 @@ def planned(asked: Asked, request: ChatRequest, decision: Decision | None, compl
         shares: tuple[ExpertShare, ...] = (ExpertShare(id=f"{MODEL}/{asked.expert}", weight=1.0),)
     else:
         shares = tuple(_chosen(choice) for choice in decision.chosen)
+    combine: Combine = asked.blend.combine if decision else "best"
     return Routing(
         completion_id=completion_id,
-        gate=GateRef(version=decision.gate_version, alias=asked.gate_alias) if decision else None,
+        gate=GateRef(version=decision.gate_version, alias=_alias(asked, decision)) if decision else None,
         top_k=len(shares),
-        combine=asked.combine or ("weighted" if decision else "best"),
+        combine=combine,
+        combine_asked=combine,
         strategy=decision.strategy if decision else None,
         modalities=decision.modalities if decision else tuple(sorted(request.modalities)),
         explored=decision.explored if decision else False,
@@ -110,6 +120,8 @@ def done(plan: Routing, reply: Reply, outputs: bool, rateable: bool, total_ms: f
     return plan.model_copy(
         update={
             "combine": reply.combine,
+            "combine_reason": reply.combine_reason or None,
+            "agreement": reply.agreement,
             "experts": shares,
             "considered": _others(reply.decision, {share.id for share in shares}),
             "timing_ms": {**plan.timing_ms, **_rounded({**took, "total": total_ms})},
@@ -175,6 +187,12 @@ def headers(plan: Routing, cost: float | None = None) -> Mapping[str, str]:
     return found
 
 
+def _alias(asked: Asked, decision: Decision) -> str | None:
+    """As what the version answered: a canary does so for requests that asked for none."""
+    contest = decision.contest
+    return "canary" if contest and contest.challenger == decision.gate_version else asked.gate_alias
+
+
 def _chosen(choice: Choice) -> ExpertShare:
     return ExpertShare(
         id=f"{MODEL}/{choice.expert}", weight=choice.weight, prob=choice.probability, quality=choice.quality
@@ -192,7 +210,9 @@ def _did(part: Part, seen: Considered | None, outputs: bool) -> ExpertShare:
         latency_ms=round(part.latency_ms, 1),
         cost=part.cost,
         error=part.error,
+        reason=part.reason or None,
         output=part.output if outputs else None,
+        inside=part.usage.by,
     )
 
 

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BeforeValidator
 
+from gateway.bulkhead import COUNTING_SECONDS
 from gateway.cluster import ExpertState
 from gateway.policies import MODEL
 from gateway.schemas import Scale
 from gateway.services import Product, Services, StrictRoute
 from multimoe.config import ExpertSpec, validate
-from multimoe.errors import NotFound, Unavailable
+from multimoe.errors import BadInput, NotFound, Unavailable
 from multimoe.feedback import ExpertStats
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,18 @@ async def expert(name: str, services: Product) -> Json:
 async def add(spec: NewExpert, services: Product) -> Json:
     """Deploy an expert (one entry of the catalog's `experts`); the gate routes to it at once, from its card."""
     await services.cluster.add(spec)
+    return await expert(spec.name, services)
+
+
+@router.put("/v1/experts/{name}")
+async def replace(name: str, spec: NewExpert, services: Product) -> Json:
+    """Upgrade an expert in place: the new edition takes over once it is up, and no request is dropped.
+
+    It may take as long as the edition takes to load. Where it does not come up, the one before goes on.
+    """
+    if spec.name != name.removeprefix(f"{MODEL}/"):
+        raise BadInput(f"the address names {name[:64]!r}, and the body {spec.name!r}", "name")
+    await services.cluster.replace(spec)
     return await expert(spec.name, services)
 
 
@@ -91,7 +104,7 @@ def _summary(spec: ExpertSpec, states: dict[str, ExpertState], stats: dict[str, 
 async def _stats(services: Services) -> dict[str, ExpertStats]:
     """Empty where the store is not there: the experts are, and can be seen."""
     try:
-        return (await asyncio.to_thread(services.log.stats)).experts
+        return (await services.in_store.within(COUNTING_SECONDS, services.log.stats)).experts
     except Unavailable as error:
         logger.warning("no statistics: %s", error)
         return {}

@@ -7,12 +7,45 @@ Unknown fields are ignored, as every compatible server must (clients send tools,
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from multimoe.reply import Combine
+from multimoe.config import Combine, Preference
 
 INT64 = 2**63
+MOST_STOPS = 16
 MOST_ITEMS = 4096  # messages or parts, whatever the catalog's limits are
+
+
+def _a_number(sent: Any, info: ValidationInfo) -> Any:
+    """Not `true`, and not "7" either, unless it was sent where there are only words (a header)."""
+    if isinstance(sent, bool) or (isinstance(sent, str) and not info.context):
+        raise ValueError(f"a number is needed, not {str(sent)[:32]!r}")
+    return sent
+
+
+def _yes_or_no(sent: Any, info: ValidationInfo) -> Any:
+    if not isinstance(sent, bool) and not info.context and sent is not None:
+        raise ValueError(f"true or false is needed, not {str(sent)[:32]!r}")
+    return sent
+
+
+def _not_a_flag(sent: Any) -> Any:
+    if isinstance(sent, bool):
+        raise ValueError(f"a number or a word is needed, not {sent}")
+    return sent
+
+
+IN_WORDS = {"words": True}  # the context of what was sent in words alone
+NUMBER, FLAG = BeforeValidator(_a_number), BeforeValidator(_yes_or_no)
 
 
 class Wire(BaseModel):
@@ -106,33 +139,45 @@ class WireMessage(Wire):
     content: Content = []
 
 
+def _stops(sent: Any) -> Any:
+    if sent is None:
+        return ()
+    return (sent,) if isinstance(sent, str) else sent
+
+
 class StreamOptions(Wire):
-    include_usage: bool = False
+    include_usage: Annotated[bool, FLAG] = False
 
 
 class Options(BaseModel):
     """What `x_multimoe` may ask of one request; what is left out is the catalog's default.
 
-    `experts` keeps only these and `exclude` drops these, by name or `multimoe/NAME`. `combine`: "weighted" blends,
-    "best" takes the weightiest, "all" lists everybody's. `preference` runs from 0 (cheapest) to 1 (best). `max_cost` in
-    US$. `gate` is a version or an alias. `include_outputs` puts each expert's own output into the reply.
+    `strategy` is a published router's ("softmax", "switch", "thompson", ...). `experts` keeps only these and `exclude`
+    drops these, by name or `multimoe/NAME`. `combine`: "weighted" blends, "best" takes the weightiest, "all" lists
+    everybody's; of texts, "vote" takes the one that the others agree with most, "fuse" has a new one written from all,
+    "auto" does so only where it pays, and "tokens" has experts of one tokenizer write together. `ask_next_below` asks a
+    further classifier of a group only while the likeliest label is less probable than that. `preference` is "cheap",
+    "balanced", "best" or a number from 0 (cheapest) to 1 (best). `max_cost` in US$. `gate` is a version or an alias.
+    `include_outputs` puts each expert's own output into the reply. After `timeout_s` seconds nobody waits any more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    top_k: int | None = Field(default=None, ge=1, le=16)
+    top_k: Annotated[int | None, Field(ge=1, le=16), NUMBER] = None
     strategy: str | None = None
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: Annotated[float | None, Field(gt=0), NUMBER] = None
     experts: tuple[str, ...] = Field(default=(), max_length=64)
     exclude: tuple[str, ...] = Field(default=(), max_length=64)
     combine: Combine | None = None
-    explore: bool | None = None
-    preference: float | None = Field(default=None, ge=0, le=1)
-    max_cost: float | None = Field(default=None, ge=0)
-    max_latency_ms: float | None = Field(default=None, ge=0)
-    gate: int | str | None = None
-    seed: int | None = Field(default=None, ge=0, lt=2**32)
-    include_outputs: bool = False
+    ask_next_below: Annotated[float | None, Field(ge=0, le=1), NUMBER] = None
+    explore: Annotated[bool | None, FLAG] = None
+    preference: Annotated[Preference | None, BeforeValidator(_not_a_flag)] = None
+    max_cost: Annotated[float | None, Field(ge=0), NUMBER] = None
+    max_latency_ms: Annotated[float | None, Field(ge=0), NUMBER] = None
+    timeout_s: Annotated[float | None, Field(gt=0, allow_inf_nan=False), NUMBER] = None
+    gate: Annotated[int | str | None, BeforeValidator(_not_a_flag)] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**32), NUMBER] = None
+    include_outputs: Annotated[bool, FLAG] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -154,17 +199,19 @@ class ChatBody(Wire):
 
     model: str = "multimoe"
     messages: Annotated[list[WireMessage], FailFast(), BeforeValidator(_few)] = Field(min_length=1)
-    stream: bool | None = None
+    stream: Annotated[bool | None, FLAG] = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: Annotated[tuple[str, ...], BeforeValidator(lambda s: (s,) if isinstance(s, str) else s or ())] = Field(
-        default=(), max_length=16
-    )
-    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
-    n: int | None = Field(default=None, ge=1)
+    max_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
+    temperature: Annotated[float | None, Field(ge=0, le=2), NUMBER] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1), NUMBER] = None
+    stop: Annotated[
+        tuple[str, ...],
+        Field(max_length=MOST_STOPS),
+        BeforeValidator(_stops, json_schema_input_type=str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None),
+    ] = ()
+    seed: Annotated[int | None, Field(ge=-INT64, lt=INT64), NUMBER] = None
+    n: Annotated[int | None, Field(ge=1), NUMBER] = None
     user: str | None = Field(default=None, max_length=128)
     x_multimoe: Options | None = None
 
@@ -182,7 +229,7 @@ class EmbeddingBody(Wire):
     model: str = "multimoe-embed"
     input: str | list[Any] = Field(json_schema_extra={"items": {"type": "string"}})
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Annotated[int | None, NUMBER] = None
 
 
 class Scale(BaseModel):
@@ -190,8 +237,8 @@ class Scale(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_replicas: int = Field(ge=0, le=1000)
-    max_replicas: int = Field(ge=1, le=1000)
+    min_replicas: Annotated[int, Field(ge=0, le=1000), NUMBER]
+    max_replicas: Annotated[int, Field(ge=1, le=1000), NUMBER]
 
     @model_validator(mode="after")
     def _ordered(self) -> "Scale":
@@ -213,7 +260,7 @@ class RatingBody(BaseModel):
     target: Literal["answer", "expert", "comparison"] = "answer"
     expert: str | None = None
     name: str = "user_rating"
-    score: float | None = Field(default=None, ge=0, le=1)
+    score: Annotated[float | None, Field(ge=0, le=1), NUMBER] = None
     label: str | None = None
     comment: str | None = None
     user: str | None = None
@@ -224,4 +271,10 @@ class RatingBody(BaseModel):
 class Promotion(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = Field(ge=0, lt=2**31)
+    version: Annotated[int, Field(ge=0, lt=2**31), NUMBER]
+
+
+class Canary(Promotion):
+    """`share` of requests that it answers; left out, the catalog's."""
+
+    share: Annotated[float | None, Field(gt=0, le=0.5), NUMBER] = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,19 +37,31 @@ class Sentences:
     starts: NDArray[np.intp]
     counts: NDArray[np.intp]
 
-    def likeness(self, concept: Vectors) -> Float:
-        """Soft maximum (log-mean-exp) over each expert's sentences of their cosine with `concept`, (experts,)."""
-        cosines = (self.vectors @ concept).astype(np.float64)  # (sentences,)
-        top = float(cosines.max())
-        summed = np.add.reduceat(np.exp(SHARPNESS * (cosines - top)), self.starts)  # (experts,)
-        soft: Float = top + np.log(summed / self.counts) / SHARPNESS
+    def likeness(self, cosines: Vectors) -> Float:
+        """Soft maximum (log-mean-exp) over each expert's sentences of their `cosines` (..., sentences)."""
+        sharp = np.exp(SHARPNESS * cosines.astype(np.float64))
+        summed = np.add.reduceat(sharp, self.starts, axis=-1)  # (..., experts), 1e22 at most
+        soft: Float = np.log(summed / self.counts) / SHARPNESS
         return soft
 
-    def closest(self, expert: int, concept: Vectors) -> tuple[str, float]:
+    def closest(self, expert: int, cosines: Vectors) -> tuple[str, float]:
         begin = int(self.starts[expert])
-        cosines = self.vectors[begin : begin + int(self.counts[expert])] @ concept
-        best = int(cosines.argmax())
-        return self.texts[begin + best], float(cosines[best])
+        best = begin + int(cosines[begin : begin + int(self.counts[expert])].argmax())
+        return self.texts[best], float(cosines[best])
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Some of the experts: `part` (experts,) are their equal shares, 0 of the others; values (experts,) @ `centring`
+    (experts, experts) are theirs less their mean, 0 of the others."""
+
+    part: Float
+    centring: Float
+
+    @classmethod
+    def of(cls, experts: NDArray[np.bool_]) -> "Judged":
+        part = experts / max(1, int(np.count_nonzero(experts)))
+        return cls(part, np.diag(experts.astype(np.float64)) - np.outer(part, experts))
 
 
 class Cards:
@@ -61,31 +74,55 @@ class Cards:
         self.reads = {m: np.array([m in expert.inputs for expert in experts]) for m in MODALITIES}
         blind = np.array([TOLD if expert.output == "text" else BLIND for expert in experts])
         self._unread = {m: blind * ~reads for m, reads in self.reads.items()}
+        self._judged: dict[tuple[Modality, ...], Mapping[Modality, Judged]] = {}
         said = {m: [sentences(expert.card, m) for expert in experts] for m in MODALITIES}
         wanted = dict.fromkeys(text for by_expert in said.values() for texts in by_expert for text in texts)
         self._vectors: dict[str, Vectors] = _embed(list(wanted), embed_texts, known._vectors if known else {})
         self._sentences = {m: _stack(by_expert, self._vectors) for m, by_expert in said.items()}
 
-    def scores(self, embedding: Embedding) -> Float:
-        """How well each card fits, (experts,): the weighted mean over modalities of standardised likeness.
+    def cosines(self, embedding: Embedding) -> Mapping[Modality, Vectors]:
+        """Of the request with every sentence that the cards say of each modality it has, (sentences,)."""
+        return {m: vector.concept @ self._sentences[m].vectors.T for m, vector in embedding.vectors.items()}
+
+    def scores(self, cosines: Mapping[Modality, Vectors]) -> Float:
+        """How well each card fits, (..., experts), by the `cosines` (..., sentences) of requests that all have the same
+        modalities: the weighted mean over modalities of standardised likeness.
 
         Text is compared with every card, whether or not the expert reads text: it says what is wanted, and counts
         `ASKED` times as much as a picture or sound beside it. Standardised over the experts that read something of the
         request, since cosines of one modality lie at another level and spread than those of another.
         """
-        total, weights = np.zeros(len(self.reads["text"])), 0.0
-        relevant = np.any([self.reads[m] for m in embedding.vectors], axis=0)
-        for m, vector in embedding.vectors.items():
-            judged, weight = (relevant, ASKED) if m == "text" else (self.reads[m], 1.0)
-            total += weight * _standardised(self._sentences[m].likeness(vector.concept), judged)
-            total += self._unread[m]
+        total: Float = np.zeros(len(self.reads["text"]))
+        weights = 0.0
+        judges = self._judges(tuple(cosines))
+        for m, found in cosines.items():
+            weight = ASKED if m == "text" else 1.0
+            likeness = self._sentences[m].likeness(found)
+            total = total + weight * _standardised(likeness, judges[m]) + self._unread[m]
             weights += weight
         return total / max(1.0, weights)
 
-    def closest(self, expert: int, embedding: Embedding) -> tuple[str, float]:
+    def table(self, embeddings: Sequence[Embedding]) -> Float:
+        """`scores` of many requests, (n, experts)."""
+        table = np.zeros((len(embeddings), len(self.reads["text"])))
+        present = [embedding.modalities for embedding in embeddings]
+        for modalities in dict.fromkeys(present):
+            rows = [i for i, found in enumerate(present) if found == modalities]
+            concepts = {m: np.stack([embeddings[i].vectors[m].concept for i in rows]) for m in modalities}
+            table[rows] = self.scores({m: many @ self._sentences[m].vectors.T for m, many in concepts.items()})
+        return table
+
+    def _judges(self, modalities: tuple[Modality, ...]) -> Mapping[Modality, "Judged"]:
+        """Over whom the likeness of each modality is standardised, in requests that have just these."""
+        if modalities not in self._judged:
+            relevant = reduce(np.logical_or, (self.reads[m] for m in modalities))
+            self._judged[modalities] = {m: Judged.of(relevant if m == "text" else self.reads[m]) for m in modalities}
+        return self._judged[modalities]
+
+    def closest(self, expert: int, cosines: Mapping[Modality, Vectors]) -> tuple[str, float]:
         """The sentence of this expert's card that is nearest to the request, and its cosine."""
-        compared = [m for m in embedding.modalities if m == "text" or self.reads[m][expert]]
-        found = (self._sentences[m].closest(expert, embedding.vectors[m].concept) for m in compared)
+        compared = [m for m in MODALITIES if m in cosines and (m == "text" or self.reads[m][expert])]
+        found = [self._sentences[m].closest(expert, cosines[m]) for m in compared]
         return max(found, key=lambda pair: pair[1])
 
 
@@ -113,12 +150,9 @@ def _stack(by_expert: Sequence[tuple[str, ...]], vectors: Mapping[str, Vectors])
     return Sentences(flat, np.stack([vectors[text] for text in flat]), starts, counts)
 
 
-def _standardised(values: Float, judged: NDArray[np.bool_]) -> Float:
-    """Mean 0 and spread 1 over `judged`, 0 elsewhere."""
-    count = int(np.count_nonzero(judged))
-    if count == 0:
-        return np.zeros(len(values))
-    centred = (values - values @ judged / count) * judged
-    spread = float(np.sqrt(centred @ centred / count))
-    standard: Float = centred / max(spread, LEAST_SPREAD)
+def _standardised(values: Float, judged: Judged) -> Float:
+    """(..., experts) with mean 0 and spread 1 over `judged`, 0 elsewhere."""
+    centred = values @ judged.centring
+    spread = np.sqrt((centred * centred) @ judged.part)[..., None]
+    standard: Float = centred / np.maximum(spread, LEAST_SPREAD)
     return standard

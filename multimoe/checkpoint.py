@@ -7,11 +7,13 @@
 Version 0, the cards alone, has no folder and is always there. Nothing is unpickled.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -25,11 +27,12 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, ValidationError
 
 from multimoe.errors import CheckpointError, NotFound
-from multimoe.gate import Learned
-from multimoe.journal import Journal, sync_folder
+from multimoe.journal import Journal, Place, Stage, Standing, Step, Trial, sync_folder
 from multimoe.messages import MODALITIES, Modality
 from multimoe.offpolicy import Estimate
 from multimoe.outputs import Frozen
+from multimoe.quality import HEAD, Axes, Learned
+from multimoe.verdict import Check, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,9 @@ TENSORS = "gate.safetensors"
 MANIFEST = "manifest.json"
 HEADER_LIMIT = 2**20  # bytes; a header of many tensors costs far more memory than its size
 FILE_LIMIT = 2**30  # bytes
+FILE_LIMITS = {TENSORS: FILE_LIMIT, MANIFEST: 2**22}
+MOST_VERSIONS = 10**9  # a number beyond is nobody's, and may be too long for the name of a folder
+TABLES = ("common", "own", "covariance", "variance", "balance", "tilt")
 LARGEST = 1e4  # of any parameter: quality saturates long before
 STALE = timedelta(hours=1)  # an unfinished version older than this belongs to a process that died
 
@@ -45,7 +51,8 @@ class Manifest(Frozen):
     """What is known of a version. `promoted` says whether it ever became champion; the registry fills it in.
 
     `metrics` hold estimates with 95 % intervals on later, held-out ratings; `scores` plain figures; `settings` the
-    hyperparameters; `reason` the verdict in words. `since` and `until` span the interactions learned from.
+    hyperparameters. `outcome` is the verdict, `reason` says it in words, `checks` are what it rests on, and `proven`
+    says that it may serve. `since` and `until` span the interactions looked at, `learned_until` those learned from.
     """
 
     format: Literal[1] = 1
@@ -54,6 +61,7 @@ class Manifest(Frozen):
     created: AwareDatetime | None = None
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
+    learned_until: AwareDatetime | None = None
     ratings: int = 0
     counts: dict[str, int] = {}
     metrics: dict[str, Estimate] = {}
@@ -62,8 +70,11 @@ class Manifest(Frozen):
     experts: tuple[str, ...] = ()
     encoder_revisions: dict[Modality, str] = {}
     sha256: str = ""
+    proven: bool = False
     promoted: bool = False
+    outcome: Outcome | None = None
     reason: str = ""
+    checks: tuple[Check, ...] = ()
 
 
 CARDS_ALONE = Manifest(promoted=True, reason="the cards alone, before any rating")
@@ -77,9 +88,12 @@ class Registry:
         self.journal = Journal(root / "journal.jsonl")
 
     def versions(self) -> tuple[int, ...]:
-        """All there are, damaged ones too, rising, from 0."""
-        folders = self.root.iterdir() if self.root.is_dir() else ()
-        numbers = (int(f.name) for f in folders if f.name.isascii() and f.name.isdigit() and f.is_dir())
+        """All there are, damaged ones too, rising, from 0. Raises CheckpointError where the folder is unreadable."""
+        try:
+            folders = self.root.iterdir() if self.root.is_dir() else ()
+            numbers = [int(f.name) for f in folders if f.name.isascii() and f.name.isdigit() and f.is_dir()]
+        except OSError as error:
+            raise CheckpointError(f"the folder of gate versions cannot be read: {error.strerror}") from error
         return (0, *sorted(n for n in numbers if n > 0))
 
     def champion(self) -> int:
@@ -112,7 +126,7 @@ class Registry:
             raise _damaged(version, f"its manifest is unreadable ({error.error_count()} mistakes)") from error
         if manifest.version != version:
             raise _damaged(version, f"its manifest is that of version {manifest.version}")
-        promoted = any(step.version == version for step in self.journal.steps())
+        promoted = any(step.version == version and step.action == "promoted" for step in self.journal.steps())
         return manifest.model_copy(update={"promoted": promoted})
 
     def load(self, version: int, revisions: Mapping[Modality, str] | None = None) -> Learned:
@@ -161,33 +175,50 @@ class Registry:
             shutil.rmtree(draft, ignore_errors=True)
             self._sweep(manifest.created)
 
-    def promote(self, version: int, now: datetime, expected: int | None = None) -> None:
-        """Make a version champion; on disk when this returns. `expected` is the champion it was judged against.
+    def serving(self) -> tuple[int, Trial | None]:
+        """The soundest version to serve, and the one on trial where it is against that very version."""
+        version = self.sound_champion()
+        try:
+            standing = self.standing()
+        except CheckpointError:
+            return version, None
+        return version, standing.trial if standing.champion == version else None
 
-        Raises NotFound or CheckpointError for a version that cannot be loaded, Conflict when another became champion
-        meanwhile.
+    def standing(self) -> Standing:
+        """Who serves and who is on trial. Raises CheckpointError for a journal that is unreadable."""
+        return self.journal.standing()
+
+    def places(self) -> dict[int, Place]:
+        """Where each version stands: one that never took a step is a candidate if proven better or held, else refused.
+
+        Raises CheckpointError for a journal that is unreadable.
         """
-        self.load(version)
-        self.journal.promote(version, now, expected)
+        return {version: self._unmoved(version) for version in self.versions()} | self.journal.places()
 
-    def rollback(self, now: datetime) -> int:
-        """Back to the champion before this one; returns it. Twice goes two back.
+    def take(self, step: Step, expected: Standing | None = None) -> Standing:
+        """Move a version on; on disk when this returns. `expected` is how things stood when that was decided.
 
-        Raises Conflict where there is none, CheckpointError when that one is damaged.
+        Raises NotFound or CheckpointError for a version that cannot be loaded, Conflict as `Journal.take`.
         """
-        champions = self.journal.champions()
-        self.load(champions[-2] if len(champions) > 1 else 0)
-        return self.journal.rollback(now, expected=champions[-1])
+        if step.action not in ("withdrawn", "confirmed"):
+            self.load(step.version)
+        return self.journal.take(step, expected)
+
+    def _unmoved(self, version: int) -> Place:
+        try:
+            manifest = self.manifest(version)
+        except (CheckpointError, NotFound) as error:
+            return Place(stage="refused", reason=error.message)
+        stage: Stage = "candidate" if manifest.proven or manifest.outcome == "held" else "refused"
+        return Place(stage=stage, since=manifest.created, reason=manifest.reason)
 
     def _read(self, version: int, name: str) -> bytes:
         folder = self.root / f"{version:04d}"
-        if not folder.is_dir():
-            there = ", ".join(map(str, self.versions()))
-            raise NotFound(f"no gate version {version}; there are: {there}")
         try:
-            if (folder / name).stat().st_size > FILE_LIMIT:
-                raise _damaged(version, f"{name} is larger than {FILE_LIMIT:,} bytes")
-            return (folder / name).read_bytes()
+            if not 0 < version < MOST_VERSIONS or not folder.is_dir():
+                there = ", ".join(map(str, self.versions()))
+                raise NotFound(f"no gate version {version if version < MOST_VERSIONS else ''}; there are: {there}")
+            return _plain_file(folder, name, FILE_LIMITS[name])
         except OSError as error:
             raise _damaged(version, f"{name} cannot be read ({error.strerror})") from error
 
@@ -217,12 +248,11 @@ class Registry:
 
 def _bytes(learned: Learned) -> bytes:
     tensors: dict[str, NDArray[np.generic]] = {
-        "bias": learned.bias.astype(np.float32),
-        "presence": learned.presence.astype(np.float32),
+        **{name: getattr(learned, name).astype(np.float32) for name in TABLES},
         "rated": learned.rated.astype(np.int64),
-        "intercept": np.array([learned.intercept], np.float32),
         "slope": np.array([learned.slope], np.float32),
-        **{f"residual.{m}": table.astype(np.float32) for m, table in learned.residuals.items()},
+        **{f"basis.{m}": axes.basis for m, axes in learned.axes.items()},
+        **{f"shift.{m}": axes.shift for m, axes in learned.axes.items()},
     }
     return safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
 
@@ -239,32 +269,57 @@ def _tensors(data: bytes, version: int) -> dict[str, NDArray[np.generic]]:
 
 def _learned(tensors: Mapping[str, NDArray[np.generic]], manifest: Manifest) -> Learned:
     n, version = len(manifest.experts), manifest.version
-    widths = {m: t.shape[-1] for m in MODALITIES if (t := tensors.get(f"residual.{m}")) is not None and t.ndim == 2}
-    shapes = {"bias": (n,), "presence": (n, len(MODALITIES)), "rated": (n,), "intercept": (1,), "slope": (1,)}
-    shapes |= {f"residual.{m}": (n, width) for m, width in widths.items()}
+    bases = {m: t.shape for m in MODALITIES if (t := tensors.get(f"basis.{m}")) is not None and t.ndim == 2}
+    q = HEAD + sum(rank for _, rank in bases.values())
+    shapes: dict[str, tuple[int, ...]] = {
+        "common": (q,), "own": (n, q), "covariance": (n, q, q), "variance": (q,), "balance": (n,), "tilt": (n, q),
+        "rated": (n,), "slope": (1,),
+    }  # fmt: skip
+    shapes |= {f"basis.{m}": shape for m, shape in bases.items()} | {f"shift.{m}": (r,) for m, (_, r) in bases.items()}
     found = {name: (tensor.shape, str(tensor.dtype)) for name, tensor in tensors.items()}
     wanted = {name: (shape, "int64" if name == "rated" else "float32") for name, shape in shapes.items()}
     if found != wanted:
         wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise _damaged(version, f"tensors {', '.join(wrong[:5])} are missing, unknown or of another shape or type")
-    values = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-    for name, value in values.items():
+    for name, value in tensors.items():
         if not np.isfinite(value).all() or (name != "rated" and np.abs(value).max(initial=0) > LARGEST):
             raise _damaged(version, f"tensor {name} holds values that are not finite or above {LARGEST:g}")
+    if tensors["rated"].astype(np.int64).min(initial=0) < 0:
+        raise _damaged(version, "tensor rated counts fewer ratings than none")
+    singles = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    doubles = {name: singles[name].astype(np.float64) for name in TABLES if name != "covariance"}
     return Learned(
         experts=manifest.experts,
-        bias=values["bias"],
-        presence=values["presence"],
-        residuals={m: values[f"residual.{m}"] for m in widths},
+        axes={m: Axes(singles[f"basis.{m}"], singles[f"shift.{m}"]) for m in bases},
+        covariance=singles["covariance"],
         rated=tensors["rated"].astype(np.int64),
-        intercept=float(values["intercept"][0]),
-        slope=float(values["slope"][0]),
+        slope=float(singles["slope"][0]),
         revisions=manifest.encoder_revisions,
+        **doubles,
     )
 
 
 def _damaged(version: int, why: str) -> CheckpointError:
     return CheckpointError(f"gate version {version} is refused: {why}; serve another version or train again")
+
+
+def _plain_file(folder: Path, name: str, most: int) -> bytes:
+    """A file of that very folder, of at most `most` bytes. Raises OSError.
+
+    No link leads elsewhere, and what is no file (a pipe, a device) is not waited for.
+    """
+    within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=within)
+    finally:
+        os.close(within)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes")
+        return file.read(most)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from multimoe.config import Preference
 from multimoe.messages import Modality
 from multimoe.outputs import Frozen, Probability
 
@@ -18,7 +19,7 @@ class Policy(Frozen):
     strategy: str | None = None
     temperature: float | None = Field(default=None, gt=0)
     explore: bool | None = None
-    preference: float | None = Field(default=None, ge=0, le=1)
+    preference: Preference | None = None
     experts: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_cost: float | None = Field(default=None, ge=0)
@@ -41,17 +42,39 @@ class Choice(Considered):
     weight: Probability
 
 
+class Contest(Frozen):
+    """What the champion and the challenger, the version on trial, made of one request.
+
+    `share` of requests are the challenger's to answer, 0 in shadow. The two `chances` are those with which each draws
+    the logged choice; the two choices what each would have answered with. `gain` is the quality that the challenger
+    predicts of its own choice, less what it predicts of the champion's. `error` says why it could not decide.
+    """
+
+    champion: int
+    challenger: int
+    share: Probability
+    champion_chance: Probability
+    challenger_chance: Probability = 0.0
+    champion_choice: tuple[str, ...]
+    challenger_choice: tuple[str, ...] = ()
+    gain: float = 0.0
+    error: str | None = None
+
+
 class Decision(Frozen):
     """One routing decision, whole: what was chosen, how likely that was, and what else there was.
 
     `chosen` is in order of choice. `propensity` is the exact probability with which this ordered choice is drawn for
-    this request under this policy. `considered` lists every eligible expert, likeliest first; `ineligible` says why the
-    others were not.
+    this request under this policy; where two versions contest, whichever of them answers. `gate_version` is the one
+    that did. `considered` lists every eligible expert, likeliest first; `ineligible` says why the others were not, and
+    `overflowed` are those of them that were only full. `load` is the share of their room that was in use.
     """
 
     chosen: tuple[Choice, ...]
     considered: tuple[Considered, ...]
     ineligible: dict[str, str] = {}
+    overflowed: tuple[str, ...] = ()
+    load: dict[str, float] = {}
     propensity: Probability
     explored: bool
     strategy: str
@@ -61,4 +84,5 @@ class Decision(Frozen):
     modalities: tuple[Modality, ...]
     policy: Policy = Policy()
     reasons: tuple[str, ...] = ()
+    contest: Contest | None = None
     timing_ms: dict[str, float] = {}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import safetensors
@@ -19,10 +20,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """One modality of a request, both parts (d,) float32 of length 1.
+    """One modality of a request, both parts (d,) float32.
 
-    `features` are the frozen encoder's own, for learning. `concept` (384,) is where that lies in the space of the
-    text encoder, so that it can be compared with a card before anything is learned. For text they are the same.
+    `features` are the frozen encoder's own, for learning. `concept` (384,), of length 1, is where that lies in the
+    space of the text encoder, so that it can be compared with a card before anything is learned.
     """
 
     features: Float
@@ -36,12 +37,12 @@ class Embedding:
     vectors: Mapping[Modality, Vector]
     revisions: Mapping[Modality, str]
 
-    @property
+    @cached_property
     def modalities(self) -> tuple[Modality, ...]:
         return tuple(m for m in MODALITIES if m in self.vectors)
 
     def to_bytes(self) -> bytes:
-        """Safetensors, float16: under 2 kB for a text, under 4 kB for a picture."""
+        """Safetensors, float16: about 2 kB for a text, under 4 kB for a picture."""
         tensors = {
             f"{m}.{part}": getattr(vector, part).astype(np.float16)
             for m, vector in self.vectors.items()

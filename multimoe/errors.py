@@ -10,8 +10,11 @@
     │   └── NoExpert           no expert in the catalog reads this kind of input
     ├── NotFound               no such completion, gate version or job
     ├── Conflict               the thing is busy or does not fit what is there
+    ├── LoopDetected           a request came back to a gateway that it had left
     ├── ExpertFailed           an expert answered with an error
-    │   └── ExpertTimeout      an expert did not answer in time
+    │   ├── ExpertTimeout      an expert did not answer in time
+    │   ├── ReplicaLost        the process that was answering went away; another can be asked the same
+    │   └── NoReplica          no process of the expert is up; one is being started
     ├── Unavailable            try again later: overload, store gone, no replica
     ├── WeightsError           weights are missing or not the pinned ones
     ├── CheckpointError        a gate version is damaged or made for something else
@@ -72,12 +75,24 @@ class Conflict(MultimoeError):
     code = "conflict"
 
 
+class LoopDetected(MultimoeError):
+    code = "loop_detected"
+
+
 class ExpertFailed(MultimoeError):
     code = "expert_failed"
 
 
 class ExpertTimeout(ExpertFailed):
     code = "expert_timeout"
+
+
+class ReplicaLost(ExpertFailed):
+    code = "replica_lost"
+
+
+class NoReplica(ExpertFailed):
+    code = "no_replica"
 
 
 class Unavailable(MultimoeError):

@@ -1,66 +1,28 @@
 """The gate: from a request's embedding to a decision. numpy only; it knows no Ray, no files and no training.
 
-Expert i's quality for request x is sigmoid(intercept + bias_i + slope * score_i(x) + residual_i . features(x)). The
-score compares the request with the expert's card; bias and residual are learned from ratings and start at zero, so an
-expert added a minute ago is judged by its card alone.
+Expert i's quality for request x is the sigmoid of slope * score_i(x) + z(x) . (common + own_i). The score compares the
+request with the expert's card; `common` and `own` are learned from ratings (`multimoe.quality`) and start at zero, so
+an expert added a minute ago is judged by its card alone, and its doubt is the prior's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimoe.cards import Cards, EmbedTexts
 from multimoe.config import ExpertSpec, GateSpec
-from multimoe.decision import Choice, Considered, Decision, Policy
+from multimoe.decision import Decision, Policy
 from multimoe.embedding import Embedding
 from multimoe.errors import CheckpointError, NoExpert, NotFound, Unavailable
 from multimoe.messages import MODALITIES, Modality
-from multimoe.routing import Plan, ineligible, plan, utilities
+from multimoe.posterior import sigmoid
+from multimoe.quality import Learned, Single, believed
+from multimoe.routing import Plan, Plans, ineligible, overflowing, plan, plans, utilities
 
 Float = NDArray[np.float64]
-
-SLOPE = 0.6  # of the standardised card score: the best card of a handful starts near 0.7, a wrong one near 0.35
-
-
-@dataclass(frozen=True, eq=False)
-class Learned:
-    """What ratings taught, for n experts by name. As it is by default, a gate knows cards alone.
-
-    `residuals[m]` (n, d_m) weigh the request's features, `presence` (n, 3) the modalities it has (in the order of
-    `MODALITIES`). `rated` (n,) counts the ratings behind each row. `revisions` name the encoders whose features these
-    are.
-    """
-
-    experts: tuple[str, ...] = ()
-    bias: Float = field(default_factory=lambda: np.zeros(0))
-    presence: Float = field(default_factory=lambda: np.zeros((0, len(MODALITIES))))
-    residuals: Mapping[Modality, Float] = field(default_factory=dict)
-    rated: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    intercept: float = 0.0
-    slope: float = SLOPE
-    revisions: Mapping[Modality, str] = field(default_factory=dict)
-
-    def rows(self, experts: Sequence[str]) -> "Learned":
-        """The same for other experts, in their order; an expert never rated gets zeros."""
-        at = {name: i for i, name in enumerate(self.experts)}
-        here = [i for i, name in enumerate(experts) if name in at]
-        there = [at[name] for name in experts if name in at]
-
-        def moved(table: Float) -> Float:
-            rows = np.zeros((len(experts), *table.shape[1:]))
-            rows[here] = table[there]
-            return rows
-
-        return replace(
-            self,
-            experts=tuple(experts),
-            bias=moved(self.bias),
-            presence=moved(self.presence),
-            residuals={m: moved(table) for m, table in self.residuals.items()},
-            rated=moved(self.rated.astype(np.float64)).astype(np.int64),
-        )
 
 
 class Gate:
@@ -78,6 +40,7 @@ class Gate:
         self._here = learned.rows([expert.name for expert in self.experts])
         self._costs = _of_dearest([expert.cost for expert in self.experts])
         self._latencies = _of_dearest([expert.latency_ms for expert in self.experts])
+        self._groups = np.unique([expert.group for expert in self.experts], return_inverse=True)[1]
 
     @classmethod
     def from_cards(cls, experts: Sequence[ExpertSpec], embed_texts: EmbedTexts, spec: GateSpec) -> "Gate":
@@ -92,38 +55,49 @@ class Gate:
         return Gate(self.experts, self.cards, self.spec, learned, version)
 
     def decide(
-        self, embedding: Embedding, policy: Policy, seed: int, unavailable: Mapping[str, str] | None = None
-    ) -> Decision:
+        self, embedding: Embedding, policy: Policy, seed: int, unavailable: Mapping[str, str] | None = None,
+        load: Mapping[str, float] | None = None,
+    ) -> Decision:  # fmt: skip
         """Choose experts for a request; `unavailable` maps experts that cannot answer now to why, in words.
 
-        `policy.seed` wins over `seed`. `policy.explore` True always draws, False never, None for the catalog's share
-        of requests. Raises NoExpert, UnknownModel, Unavailable, and CheckpointError for vectors of other encoders.
+        `load` maps experts to the share of their room that is in use: what would go to one at 1 or more goes to the
+        next best, unless all are full; below that its queue costs time. `policy.seed` wins over `seed`.
+        `policy.explore` True always draws, False never, None for the catalog's share of requests. Raises NoExpert,
+        UnknownModel, Unavailable, and CheckpointError for vectors of other encoders.
         """
         refused = ineligible(self.experts, embedding.modalities, policy, unavailable or {})
-        rows = [i for i, expert in enumerate(self.experts) if expert.name not in refused]
+        rows = [row for name, row in self._index.items() if name not in refused]
         if not rows:
             raise self._nobody(embedding, refused, unavailable or {})
-        quality = self._quality(embedding)[rows]
-        chances = self._plan(rows, quality, policy)
+        load = {self.experts[row].name: load.get(self.experts[row].name, 0.0) for row in rows} if load else {}
+        full = overflowing(load) if load else {}
+        if full:
+            rows = [row for row in rows if self.experts[row].name not in full]
+        z, cosines = self._vectors([embedding]), self.cards.cosines(embedding)
+        quality = self._quality(z, cosines)[rows]
+        chances = self._plan(rows, quality, z, policy, load)
         seed = seed if policy.seed is None else policy.seed
-        order, explored = chances.draw(np.random.default_rng(seed))
+        order, explored = chances.draw(Random(seed))  # noqa: S311  # chance that can be repeated, not a secret
         considered = self._considered(rows, quality, chances)
-        return Decision(
-            chosen=tuple(
-                Choice(**considered[i].model_dump(), weight=weight)
-                for i, weight in zip(order, chances.weights(order).tolist(), strict=True)
-            ),
-            considered=tuple(sorted(considered, key=lambda c: (-c.probability, -c.quality))),
-            ineligible=refused,
-            propensity=chances.probability(order),
-            explored=explored,
-            strategy=policy.strategy or self.spec.strategy,
-            seed=seed,
-            gate_version=self.version,
-            encoder_revisions=dict(embedding.revisions),
-            modalities=embedding.modalities,
-            policy=policy,
-            reasons=self._reasons(embedding, [considered[i] for i in order], explored),
+        weights = chances.weights(order)
+        return Decision.model_validate(  # all at once, which takes half as long as one after the other
+            {
+                "chosen": [{**considered[i], "weight": weight} for i, weight in zip(order, weights, strict=True)],
+                "considered": sorted(considered, key=lambda c: (-c["probability"], -c["quality"])),
+                "ineligible": {**refused, **full},
+                "overflowed": tuple(full),
+                "load": {name: share for name, share in load.items() if share},
+                "propensity": chances.probability(order),
+                "explored": explored,
+                "strategy": policy.strategy or self.spec.strategy,
+                "seed": seed,
+                "gate_version": self.version,
+                "encoder_revisions": embedding.revisions,
+                "modalities": embedding.modalities,
+                "policy": policy,
+                "reasons": self._reasons(cosines, [(rows[i], considered[i]["quality"]) for i in order], full, explored),
+                "timing_ms": {},  # a default would be copied deeply, which takes long
+            }
         )
 
     def qualities(self, embedding: Embedding, experts: Sequence[str]) -> Float:
@@ -131,7 +105,8 @@ class Gate:
         for name in experts:
             if name not in self._index:
                 raise NotFound(f"the gate has no expert {name!r}; it has: {', '.join(self._index)}")
-        return self._quality(embedding)[[self._index[name] for name in experts]]
+        z = self._vectors([embedding])
+        return self._quality(z, self.cards.cosines(embedding))[[self._index[name] for name in experts]]
 
     def replan(
         self, embedding: Embedding, decision: Decision, policy: Policy | None = None
@@ -140,11 +115,32 @@ class Gate:
 
         Under the logged policy unless another is given. Raises NotFound when it has none of them.
         """
-        names = tuple(c.expert for c in decision.considered if c.expert in self._index)
-        if not names:
+        logged = {c.expert for c in decision.considered}
+        rows = [i for i, expert in enumerate(self.experts) if expert.name in logged]
+        if not rows:
             raise NotFound("none of the experts of this logged decision is in the catalog any more")
-        quality = self.qualities(embedding, names)
-        return names, self._plan([self._index[name] for name in names], quality, policy or decision.policy)
+        z = self._vectors([embedding])
+        quality = self._quality(z, self.cards.cosines(embedding))[rows]
+        chances = self._plan(rows, quality, z, policy or decision.policy, decision.load)
+        return tuple(self.experts[i].name for i in rows), chances
+
+    def table(self, embeddings: Sequence[Embedding]) -> Float:
+        """Predicted quality of every expert for many requests, (n, experts)."""
+        return self._qualities(embeddings, self._vectors(embeddings))
+
+    def replans(
+        self, embeddings: Sequence[Embedding], experts: Sequence[str], policy: Policy, load: Float | None = None
+    ) -> tuple[Plans, Float]:
+        """Its plans for many requests that the same `experts` may answer, and what it predicts of all, as `table` does.
+
+        `load` (n, experts) is as in `decide`.
+        """
+        at, z = np.array([self._index[name] for name in experts]), self._vectors(embeddings)
+        table = self._qualities(embeddings, z)
+        quality = table[:, at]
+        utility = utilities(quality, self._costs[at], self._latencies[at], self._preference(policy), load)
+        spread = believed(self._here.doubt(z)[:, at], quality)
+        return plans(utility + self._here.tilts(z, at), spread=spread, **self._settings(at, policy)), table
 
     def choice_probability(self, embedding: Embedding, decision: Decision) -> float:
         """With which probability this gate draws the logged ordered choice; 0 when it lost one of the experts."""
@@ -153,48 +149,67 @@ class Gate:
         names, chances = self.replan(embedding, decision)
         return chances.probability([names.index(choice.expert) for choice in decision.chosen])
 
-    def _quality(self, embedding: Embedding) -> Float:
-        self._check_revisions(embedding)
-        here = self._here
-        logit = here.intercept + here.bias + here.slope * self.cards.scores(embedding)  # (experts,)
-        for m, vector in embedding.vectors.items():
-            logit += here.presence[:, MODALITIES.index(m)]
-            if m in here.residuals:
-                logit += here.residuals[m] @ vector.features
-        quality: Float = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
+    def _vectors(self, embeddings: Sequence[Embedding]) -> Single:
+        """z (n, q). Raises CheckpointError for features of other encoders than were learned from."""
+        for embedding in embeddings:
+            self._check_revisions(embedding)
+        return self._here.vectors(embeddings)
+
+    def _quality(self, z: Single, cosines: Mapping[Modality, Single]) -> Float:
+        """(experts,) for the request whose vector is z (1, q), and its likeness to the cards."""
+        quality: Float = sigmoid(self._here.logits(z, self.cards.scores(cosines)))[0]
         return quality
 
-    def _plan(self, rows: Sequence[int], quality: Float, policy: Policy) -> Plan:
-        spec, picked = self.spec, list(rows)
-        preference = spec.preference if policy.preference is None else policy.preference
-        return plan(
-            utilities(quality, self._costs[picked], self._latencies[picked], preference),
-            strategy=policy.strategy or spec.strategy,
-            top_k=policy.top_k or spec.top_k,
-            temperature=policy.temperature or spec.temperature,
-            explore=spec.explore if policy.explore is None else float(policy.explore),
-        )
+    def _qualities(self, embeddings: Sequence[Embedding], z: Single) -> Float:
+        """(n, experts) for requests whose vectors are z (n, q)."""
+        return sigmoid(self._here.logits(z, self.cards.table(embeddings)))
 
-    def _considered(self, rows: Sequence[int], quality: Float, chances: Plan) -> list[Considered]:
-        """The eligible experts in the order of `rows`."""
-        drawn = chances.drawn_first().tolist()
+    def _plan(self, rows: Sequence[int], quality: Float, z: Single, policy: Policy, load: Mapping[str, float]) -> Plan:
+        at = np.array(rows)
+        waiting = np.array([load.get(self.experts[i].name, 0.0) for i in rows]) if load else None
+        utility = utilities(quality, self._costs[at], self._latencies[at], self._preference(policy), waiting)
+        spread = believed(self._here.doubt(z)[0, at], quality)
+        return plan(utility + self._here.tilts(z[0], at), spread=spread, **self._settings(at, policy))
+
+    def _preference(self, policy: Policy) -> float:
+        return self.spec.preference if policy.preference is None else policy.preference
+
+    def _settings(self, at: NDArray[np.intp], policy: Policy) -> dict[str, Any]:
+        """What `plan` and `plans` take beside utilities and their spread."""
+        spec = self.spec
+        return {
+            "strategy": policy.strategy or spec.strategy,
+            "top_k": policy.top_k or spec.top_k,
+            "temperature": policy.temperature or spec.temperature,
+            "explore": spec.explore if policy.explore is None else float(policy.explore),
+            "noise": spec.noise,
+            "groups": self._groups[at],
+            "bias": self._here.balance[at],
+        }
+
+    def _considered(self, rows: Sequence[int], quality: Float, chances: Plan) -> list[dict[str, Any]]:
+        """What `Considered` says of the eligible experts, in the order of `rows`."""
         return [
-            Considered(expert=self.experts[row].name, probability=p, quality=q)
-            for row, p, q in zip(rows, drawn, quality.tolist(), strict=True)
+            {"expert": self.experts[row].name, "probability": p, "quality": q}
+            for row, p, q in zip(rows, chances.drawn_first(), quality.tolist(), strict=True)
         ]
 
-    def _reasons(self, embedding: Embedding, chosen: Sequence[Considered], explored: bool) -> tuple[str, ...]:
-        reasons = [self._reason(embedding, choice) for choice in chosen]
+    def _reasons(
+        self, cosines: Mapping[Modality, Single], chosen: Sequence[tuple[int, float]], full: Mapping[str, str],
+        explored: bool,
+    ) -> tuple[str, ...]:  # fmt: skip
+        """Why each of the `chosen`, rows and predicted qualities, and what else there is to say."""
+        reasons = [self._reason(cosines, row, quality) for row, quality in chosen]
+        reasons += [f"{name} {why}: its requests go to the next best" for name, why in full.items()]
         return (*reasons, "drawn by chance, so that the gate keeps learning") if explored else tuple(reasons)
 
-    def _reason(self, embedding: Embedding, choice: Considered) -> str:
-        row = self._index[choice.expert]
-        sentence, cosine = self.cards.closest(row, embedding)
-        reads = " and ".join(m for m in embedding.modalities if self.cards.reads[m][row])
+    def _reason(self, cosines: Mapping[Modality, Single], row: int, quality: float) -> str:
+        sentence, cosine = self.cards.closest(row, cosines)
+        reads = " and ".join([m for m in MODALITIES if m in cosines and m in self.experts[row].inputs])
         rated = int(self._here.rated[row])
         return (
-            f"{choice.expert}: {reads} present; closest card example {sentence!r} (cosine {cosine:.2f}); "
-            f"{f'rated {rated} times' if rated else 'not rated yet'}, predicted {choice.quality:.2f}"
+            f"{self.experts[row].name}: {reads} present; closest card example {sentence!r} (cosine {cosine:.2f}); "
+            f"{f'rated {rated} times' if rated else 'not rated yet'}, predicted {quality:.2f}"
         )
 
     def _check_revisions(self, embedding: Embedding) -> None:

@@ -2,11 +2,12 @@
 
 The format is what the first bytes say, never a name or a MIME type; only the formats listed here reach a decoder, and
 only that format's decoder. Sizes are refused from the header, before a pixel or a sample is decoded; where a header
-can lie about length, decoding stops at the limit. The functions are pure and picklable: they may run in a process
-that can be killed. It knows no HTTP, no data: URLs and no models.
+can lie about length, decoding stops at the limit. Files of strangers belong into a process that can be killed, which
+is up to the caller. It knows no HTTP, no data: URLs and no models.
 """
 
 import io
+import re
 import struct
 import wave
 import zlib
@@ -23,9 +24,8 @@ from PIL import Image
 
 from multimoe.config import Limits
 from multimoe.errors import BadMedia, TooLarge, UnsupportedMedia
-from multimoe.messages import SAMPLE_RATE, AudioPart, ImagePart
+from multimoe.messages import LONGEST_SIDE, SAMPLE_RATE, AudioPart, ImagePart
 
-LONGEST_SIDE = 2048  # pixels; larger pictures are scaled down to it
 SHORTEST_SOUND = SAMPLE_RATE // 50  # 20 ms, under which there is nothing to hear
 SOURCE_RATES = range(4_000, 384_001)  # Hz
 SOURCE_CHANNELS = range(1, 9)
@@ -63,11 +63,13 @@ _UPRIGHT: Final = {  # EXIF orientation -> what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION: Final = 0x0112
+_UNPACKS_TO_MUCH: Final = re.compile("decompressed data too large|too much memory", re.I)  # as Pillow says it
+_NO_WORDS: Final = re.compile(r"[^\w .,:;()=+-]|0x")
 
 # all that hostile bytes make the decoders raise; anything else is our mistake and must be seen
 _DAMAGED: Final = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
-    *(MemoryError, NotImplementedError, struct.error, zlib.error, av.FFmpegError),
+    *(NotImplementedError, struct.error, zlib.error, av.FFmpegError),
 )
 
 
@@ -103,7 +105,11 @@ def decode_image(data: bytes, limits: Limits, param: str | None = None) -> Image
             return ImagePart(_rgb(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(limits, param) from error
+    except MemoryError as error:
+        raise TooLarge("the picture takes too much memory to open; scale it down", param) from error
     except _DAMAGED as error:
+        if _UNPACKS_TO_MUCH.search(str(error)):
+            raise TooLarge("the picture's text or profile unpacks to far too much; save it without", param) from error
         message = f"the {name.upper()} picture is damaged ({_reason(error)}); send the whole file"
         raise BadMedia(message, param, "invalid_image") from error
 
@@ -121,6 +127,8 @@ def decode_audio(data: bytes, limits: Limits, param: str | None = None) -> Audio
         raise _unsupported("recording", name, tuple(AUDIO_FORMATS), param)
     try:
         samples = _samples(data, name, limits, param)
+    except MemoryError as error:
+        raise TooLarge("the recording takes too much memory to open; send it in parts", param) from error
     except _DAMAGED as error:
         message = f"the {name.upper()} recording is damaged ({_reason(error)}); send the whole file"
         raise BadMedia(message, param, "invalid_audio") from error
@@ -170,8 +178,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     """(height, width, 3)."""
     image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))  # JPEG: decode no finer than needed
     orientation = _orientation(image)
-    flat = _flatten(image)
-    flat.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    flat = _flatten(_shrunk(_plain_mode(image)))
     if orientation in _UPRIGHT:
         flat = flat.transpose(_UPRIGHT[orientation])
     return np.array(flat)
@@ -184,11 +191,24 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """Any mode as RGB, transparency on white."""
+def _plain_mode(image: Image.Image) -> Image.Image:
+    """Of a mode that can be scaled: one value of a pixel lies between two others."""
     image.load()
     if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip to 255
-        return Image.fromarray((np.asarray(image, np.int64) // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+        wide = np.asarray(image)
+        return Image.fromarray((wide // wide.dtype.type(257)).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        return image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return image
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """As RGB, transparency on white."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -203,6 +223,8 @@ def _flatten(image: Image.Image) -> Image.Image:
 def _samples(data: bytes, name: str, limits: Limits, param: str | None) -> NDArray[np.float32]:
     # naming demuxer and codecs keeps FFmpeg from its playlists, its network and its exotic decoders
     options = {"codec_whitelist": _CODECS}
+    if name == "wav":  # FFmpeg would search megabytes of PCM for DTS in disguise, at ten times the cost of decoding
+        options["probesize"] = "2048"
     file, demuxer = io.BytesIO(data), AUDIO_FORMATS[name]
     with av.open(file, "r", format=demuxer, container_options=options, metadata_errors="ignore") as container:
         if not container.streams.audio:
@@ -268,5 +290,6 @@ def _unsupported(what: str, name: str | None, allowed: tuple[str, ...], param: s
 
 
 def _reason(error: BaseException) -> str:
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said).splitlines()[0][:120]
+    """What the decoder said, if it is words alone: Pillow would tell addresses of memory, others paths."""
+    said = str(getattr(error, "strerror", None) or error)[:120]
+    return said if said.strip() and not _NO_WORDS.search(said) else type(error).__name__

@@ -3,6 +3,7 @@
 Wire formats (OpenAI JSON, data: URLs) stay in the gateway; bytes become arrays in `multimoe.media`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,6 +16,7 @@ MODALITIES: tuple[Modality, ...] = ("text", "image", "audio")
 Role = Literal["system", "user", "assistant"]
 
 SAMPLE_RATE = 16_000  # Hz, of every AudioPart
+LONGEST_SIDE = 2048  # pixels, of every ImagePart
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class TextPart:
 
 @dataclass(frozen=True, eq=False)
 class ImagePart:
-    """`pixels` is RGB, (height, width, 3) uint8, upright (EXIF rotation applied)."""
+    """`pixels` is RGB, (height, width, 3) uint8, upright (EXIF rotation applied), `LONGEST_SIDE` at most."""
 
     pixels: NDArray[np.uint8]
     modality: Literal["image"] = "image"
@@ -58,7 +60,11 @@ class Message:
 
 @dataclass(frozen=True, eq=False)
 class ChatRequest:
-    """One question with its history. The last user message is what is asked; gate and perception read only that."""
+    """One question with its history. The last user message is what is asked; gate and perception read only that.
+
+    `via` are the gateways it has come through, this one last: an expert that is a gateway itself is told of them.
+    `seconds` is how long an answer is waited for from now on; what comes later nobody hears.
+    """
 
     id: str
     messages: tuple[Message, ...]
@@ -67,6 +73,8 @@ class ChatRequest:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    via: tuple[str, ...] = ()
+    seconds: float = math.inf
 
     @property
     def question(self) -> Message:
@@ -91,8 +99,9 @@ class ChatRequest:
         present: Iterator[Modality] = (p.modality for p in self.question.parts if not isinstance(p, TextPart))
         return frozenset(present) | (frozenset(("text",)) if self.text else frozenset())
 
-    def asking(self, text: str) -> "ChatRequest":
-        """The same conversation with the question replaced by `text` alone."""
+    def asking(self, text: str, keep: frozenset[Modality] = frozenset()) -> "ChatRequest":
+        """The same conversation with the question replaced by `text` and, of its media, those in `keep`."""
         asked = self.question
-        kept = tuple(m if m is not asked else Message("user", (TextPart(text),)) for m in self.messages)
+        media = tuple(part for part in asked.parts if part.modality in keep - {"text"})
+        kept = tuple(m if m is not asked else Message("user", (TextPart(text), *media)) for m in self.messages)
         return replace(self, messages=kept)

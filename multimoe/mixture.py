@@ -4,20 +4,22 @@ What it needs from outside, a gate to decide and experts to ask, comes as two sm
 runs on a cluster, in one process and in tests.
 """
 
-import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from multimoe.config import ExpertSpec
+from multimoe.asking import Asker, Experts
+from multimoe.breaker import Notice, unnoticed
+from multimoe.config import BlendSpec, Combine, ExpertSpec, FaultSpec
 from multimoe.decision import Policy
-from multimoe.errors import BadInput, ExpertFailed, ExpertTimeout, MultimoeError, UnknownModel
-from multimoe.expert import Delta
+from multimoe.errors import BadInput, MultimoeError, UnknownModel
 from multimoe.messages import ChatRequest
-from multimoe.reply import Combine, Decided, Event, Finished, Part, PartRole, Reply, Routed, Spoken
-from multimoe.run import Heard, Run
+from multimoe.reply import Decided, Event, Finished, Part, Reply, Routed, Spoken
+from multimoe.run import Run
+from multimoe.writing import Writing
 
 __all__ = [
     "Combine",
@@ -35,163 +37,130 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ASIDE_SECONDS = 0.2  # how long a finished answer waits for experts that ran beside it; one still asleep is skipped
-
 
 class Router(Protocol):
     async def decide(self, request: ChatRequest, policy: Policy) -> Routed: ...
 
-
-class Experts(Protocol):
-    async def roster(self) -> tuple[ExpertSpec, ...]: ...
-
-    def ask(self, expert: str, request: ChatRequest) -> AsyncGenerator[Delta, None]: ...
+    async def embed_texts(self, texts: list[str]) -> list[list[float]]:
+        """(n, d), each of length 1."""
 
 
 class Mixture:
-    """Answers requests: decide, ask, blend. Holds no state between requests."""
+    """Answers requests: decide, ask, blend. Between requests it remembers only which experts keep failing.
 
-    def __init__(self, router: Router, experts: Experts, clock: Callable[[], float] = time.perf_counter) -> None:
+    `notice` is told what becomes of an expert: "ejected", "restored", "passed_over", "retried".
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: Experts,
+        clock: Callable[[], float] = time.perf_counter,
+        faults: FaultSpec | None = None,
+        notice: Notice = unnoticed,
+    ) -> None:
         self.router = router
         self.experts = experts
         self.clock = clock
+        self.asker = Asker(experts, clock, faults, notice)
+        self.writing = Writing(self.asker, router.embed_texts)
 
     async def answer(
-        self, request: ChatRequest, policy: Policy, combine: Combine | None = None
+        self,
+        request: ChatRequest,
+        policy: Policy,
+        blend: BlendSpec | None = None,
+        seconds: float = math.inf,
+        whole: bool = False,
     ) -> AsyncGenerator[Event, None]:
-        """Decided, then the answer's text in pieces, then Finished. Raises MultimoeError before the first piece only.
+        """Decided, then the answer's text in pieces, then Finished. Raises MultimoeError.
 
-        A chosen expert that fails is replaced by the next best of its kind and the reply says `degraded`.
+        A chosen expert that fails is replaced by the next best of its kind and the reply says `degraded`. Once a word
+        of it was given out nobody can continue what it broke off; with `whole` none is before all are there. The time
+        left of `seconds` is shared out so that a stuck expert leaves some to the next. Who exceeds it is for the caller
+        to end.
         """
+        began = self.clock()
         routed = await self.router.decide(request, policy)
         yield Decided(routed)
         roster = {spec.name: spec for spec in await self.experts.roster()}
-        run = Run(request, routed.decision, roster, combine or "weighted", self.clock)
+        spec = blend or BlendSpec()
+        run = Run(request, routed.decision, roster, spec, self.clock, began, seconds=seconds, whole=whole)
         async with aclosing(self._answer(run)) as events:
             async for event in events:
                 yield event
 
-    async def ask_one(self, expert: str, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    async def ask_one(
+        self, expert: str, request: ChatRequest, seconds: float = math.inf, whole: bool = False
+    ) -> AsyncGenerator[Event, None]:
         """The same from one expert that the caller named; the gate is not asked. Raises UnknownModel."""
+        began = self.clock()
         roster = {spec.name: spec for spec in await self.experts.roster()}
         if expert not in roster:
             raise UnknownModel(f"no expert {expert!r}; there are: {', '.join(sorted(roster))}", "model")
         _refuse_unreadable(roster[expert], request)
         yield Decided(None)
-        run = Run(request, None, {expert: roster[expert]}, "best", self.clock, chosen={expert: 1.0})
+        alone = BlendSpec(combine="best")
+        mine, chosen = {expert: roster[expert]}, {expert: 1.0}
+        run = Run(request, None, mine, alone, self.clock, began, chosen=chosen, seconds=seconds, whole=whole)
         async with aclosing(self._answer(run)) as events:
             async for event in events:
                 yield event
 
-    async def _answer(self, run: "Run") -> AsyncGenerator[Event, None]:
-        if run.leader.output == "text":
-            await self._gather(run, run.evidence_wanted(), "evidence")
-            writing = self._write(run, run.request)
+    async def _answer(self, run: Run) -> AsyncGenerator[Event, None]:
+        if run.cast.leader.output == "text":
+            words = self.writing.write(run, run.request)
         else:
-            await self._gather(run, run.perceivers(), "answer")
+            await self._perceive(run, run.cast.perceivers())
             question = run.spoken_question()
-            writing = self._answer_spoken(run, question) if question else _once(run.said())
-        async with aclosing(writing) as pieces:
+            words = self._answer_spoken(run, question) if question else _once(run.said())
+        async with aclosing(words) as pieces:
             async for piece in pieces:
                 yield Spoken(run.speak(piece))
         yield Finished(run.reply())
 
-    async def _gather(self, run: "Run", names: Sequence[str], role: PartRole) -> None:
+    async def _perceive(self, run: Run, names: Sequence[str]) -> None:
         """Ask perception experts side by side; when all fail, the next best of the same kinds, one after the other."""
-        await asyncio.gather(*(self._listen(run, name, role) for name in names))
-        if role != "answer":
-            return
-        for name in run.stand_ins(names):
-            if run.outputs():
-                return
-            await self._listen(run, name, role)
+        others = run.cast.stand_ins(names)
+        await self.asker.gather(run, names, "answer", others=bool(run.unasked(others)))
+        for resort in (False, True):
+            left = run.passed_over([*names, *others]) if resort else run.unasked(others)
+            for place, name in enumerate(left, 1):
+                if run.outputs():
+                    return
+                wait = run.share(others=place < len(left))
+                await self.asker.listen(run, name, "answer", run.request, wait, resort)
         run.raise_if_silent()
 
-    async def _listen(self, run: "Run", name: str, role: PartRole) -> None:
-        """One perception expert's whole output, or its failure, into `run.parts`."""
-        async for _ in self._ask(run, name, role, run.request):
-            pass
-
-    async def _write(self, run: "Run", request: ChatRequest) -> AsyncGenerator[str, None]:
-        """Stream the best text expert; before its first word another may step in, and last the evidence itself."""
-        asides = [asyncio.create_task(self._listen(run, name, "aside")) for name in run.asides()]
-        try:
-            for name in run.writers():
-                asked = run.written_request(request, run.roster[name])
-                spoken = False
-                async with aclosing(self._ask(run, name, "answer", asked)) as pieces:
-                    async for piece in pieces:
-                        spoken = True
-                        yield piece
-                if spoken or run.parts[name].status == "ok":
-                    break
-            else:
-                if not run.outputs():
-                    run.raise_if_silent()
-                yield run.said()
-            if asides:
-                await asyncio.wait(asides, timeout=ASIDE_SECONDS)
-        finally:
-            for task in asides:
-                task.cancel()
-            await asyncio.gather(*asides, return_exceptions=True)
-
-    async def _answer_spoken(self, run: "Run", question: str) -> AsyncGenerator[str, None]:
+    async def _answer_spoken(self, run: Run, question: str) -> AsyncGenerator[str, None]:
         """A recording that asks something is answered: the words heard go to the gate as if they had been typed."""
-        writer = await self._writer_for(run, question)
-        if writer is None:
+        writers = await self._writers_for(run, question)
+        if not writers:
             yield run.said()
             return
         yield f"“{question}”\n\n"
-        run.hand_over()
-        async with aclosing(self._ask(run, writer, "answer", run.request.asking(question))) as pieces:
+        run.recast("evidence")
+        answer = self.writing.first_of(run, writers, run.request.asking(question), from_evidence=False)
+        async with aclosing(answer) as pieces:
             async for piece in pieces:
                 yield piece
+        if doubt := run.caveat():
+            yield f"\n\n{doubt}"
 
-    async def _writer_for(self, run: Run, question: str) -> str | None:
-        """Whom the gate would have write the answer; None where it would not, or cannot say."""
-        policy = (run.decision.policy if run.decision else Policy()).model_copy(update={"explore": False, "top_k": 1})
+    async def _writers_for(self, run: Run, question: str) -> list[str]:
+        """Whom the gate would have write the answer, the best first; nobody where it would not, or cannot say."""
+        decision = run.decision
+        same = {"gate": decision.gate_version} if decision else {}  # one version, end to end, whatever serves by now
+        policy = (decision.policy if decision else Policy()).model_copy(update={"explore": False, "top_k": 1, **same})
         try:
             routed = await self.router.decide(run.request.asking(question), policy)
         except MultimoeError as error:
             logger.warning("a spoken question goes unanswered", extra={"error": str(error)})
-            return None
-        name = routed.decision.chosen[0].expert
-        return name if name in run.roster and run.roster[name].output == "text" else None
-
-    async def _ask(self, run: "Run", name: str, role: PartRole, request: ChatRequest) -> AsyncGenerator[str, None]:
-        """Stream one expert and keep what it did as a `Part`. A failure is kept too, not raised."""
-        started = self.clock()
-        piece = Heard()
-        try:
-            async with aclosing(self.experts.ask(name, request)) as deltas:
-                async for delta in _within(deltas, run.roster[name].timeout_s):
-                    piece.hear(delta)
-                    if delta.text:
-                        yield delta.text
-            run.keep(name, role, piece, self.clock() - started)
-        except TimeoutError:
-            late = ExpertTimeout(f"expert {name!r} did not answer within {run.roster[name].timeout_s:g} s")
-            run.keep(name, role, piece, self.clock() - started, late)
-        except BadInput:
-            if run.decision is None or len(run.decision.considered) == 1:
-                raise
-            run.keep(name, role, piece, self.clock() - started, ExpertFailed(f"{name!r} cannot read this input"))
-        except MultimoeError as error:
-            logger.warning("expert failed", extra={"expert": name, "error": str(error), "request_id": request.id})
-            run.keep(name, role, piece, self.clock() - started, error)
-
-
-async def _within(deltas: AsyncGenerator[Delta, None], seconds: float) -> AsyncGenerator[Delta, None]:
-    """The same, or TimeoutError once `seconds` have passed; only the expert's own time counts as waiting."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                delta = await anext(deltas)
-        except StopAsyncIteration:
-            return
-        yield delta
+            return []
+        best = routed.decision.chosen[0].expert
+        able = dict.fromkeys([best, *(considered.expert for considered in routed.decision.considered)])
+        writers = [name for name in able if name in run.roster and run.roster[name].output == "text"]
+        return writers if best in writers else []
 
 
 async def _once(text: str) -> AsyncGenerator[str, None]:

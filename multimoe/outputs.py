@@ -21,26 +21,35 @@ class Text(Frozen):
 
 
 class Label(Frozen):
-    """`id` is the label's name in its space that survives renaming (a WordNet id, a MIME type)."""
+    """`id` is the label's name in its space that survives renaming (a WordNet id, a MIME type).
+
+    `synonyms` are other names of the same thing.
+    """
 
     name: str
     probability: Probability
     id: str | None = None
+    synonyms: tuple[str, ...] = ()
 
 
 class Labels(Frozen):
     """A distribution over the labels of one `space` ("imagenet-1k", "sentiment"), likeliest first.
 
-    Only distributions over the same space can be mixed. Labels not listed share what is missing to 1.
+    Labels of the space that are not listed share what is missing to 1. `each` has a distribution for each picture of
+    a request with several, of which `labels` is the mean.
     """
 
     kind: Literal["labels"] = "labels"
     space: str
     labels: tuple[Label, ...]
+    each: "tuple[Labels, ...]" = ()
 
 
 class Box(Frozen):
-    """Corners in pixels of the picture as decoded; `text` is what was read or the name of the thing found."""
+    """Corners in pixels of the picture as decoded; `text` is what was read or the name of the thing found.
+
+    `picture` says which of the request's pictures it is in, from 1.
+    """
 
     x0: float
     y0: float
@@ -48,6 +57,7 @@ class Box(Frozen):
     y1: float
     text: str
     score: Probability
+    picture: int = Field(default=1, ge=1)
 
 
 class Words(Frozen):
@@ -65,11 +75,12 @@ class Objects(Frozen):
 
 
 class Segment(Frozen):
-    """`start` and `end` in seconds from the beginning of the recording."""
+    """`start` and `end` in seconds from the beginning of the recording; `confidence` where its recogniser knows one."""
 
     start: float
     end: float
     text: str
+    confidence: Probability | None = None
 
 
 class Transcript(Frozen):
@@ -103,8 +114,20 @@ class Events(Frozen):
 Output = Annotated[Text | Labels | Words | Objects | Transcript | Events, Field(discriminator="kind")]
 
 
+class Worker(Frozen):
+    """An expert inside an expert that is a mixture itself, and its weight there."""
+
+    id: str
+    weight: float
+
+
 class Usage(Frozen):
-    """Tokens read and written, as the expert's own tokenizer counts; zero for experts that know no tokens."""
+    """What an answer took. Tokens as the expert's own tokenizer counts, zero for experts that know none.
+
+    `cost` in US$ where the expert was told it; `by` are those who answered inside it, where it is a mixture itself.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float | None = None
+    by: tuple[Worker, ...] = ()

@@ -7,9 +7,10 @@ It knows no catalog and no expert; paths come in, modules in eval mode come out.
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import UnpicklingError  # noqa: TID251  # to catch
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
@@ -18,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from multimoe.errors import WeightsError
+from multimoe.config import nearest
+from multimoe.errors import BadConfig, WeightsError
+from multimoe.outputs import Label, Labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +54,7 @@ def efficientnet_lite(path: Path, variant: LiteVariant) -> nn.Module:
 
     model: nn.Module = timm.create_model(f"tf_efficientnet_{variant}", pretrained=False)
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu")  # noqa: TID251  # pinned by hash
         model.load_state_dict(_timm_names(state, model), strict=True)
     except (OSError, RuntimeError, UnpicklingError, AttributeError, KeyError, IndexError, ValueError) as error:
         raise WeightsError(f"{path} does not hold the weights of EfficientNet-{variant}: {error}") from error
@@ -76,6 +79,97 @@ def imagenet_labels() -> tuple[tuple[str, str], ...]:
 
     info = ImageNetInfo()
     return tuple((info.index_to_label_name(i), info.index_to_description(i)) for i in range(1000))
+
+
+# --- any classifier of timm ---
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """`network` maps (n, 3, side, side) float32 from `transform` to (n, classes) logits.
+
+    `labels`, in the order of the logits, and their `space` are empty where the weights do not name them.
+    """
+
+    network: nn.Module
+    transform: "Callable[[Image], torch.Tensor]"
+    classes: int
+    labels: tuple[Label, ...] = ()
+    space: str = ""
+
+
+def timm_classifier(path: Path, architecture: str = "", arguments: Mapping[str, Any] | None = None) -> Classifier:
+    """From a safetensors file and the name of its `architecture`, or a folder as timm keeps on a hub.
+
+    `arguments` go to the model's constructor. Raises BadConfig for a name that timm does not know, WeightsError for
+    weights of another model.
+    """
+    import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
+
+    folder = path.is_dir()
+    file = path / "model.safetensors" if folder else path
+    name = architecture or f"local-dir:{path}"
+    if architecture and not timm.is_model(architecture):
+        near = nearest(architecture, timm.list_models())
+        raise BadConfig(f"timm has no model {architecture!r}{near if 'mean' in near else ''}")
+    try:
+        state = safetensors.torch.load_file(file)
+        model: Any = timm.create_model(name, pretrained=False, **{**_heads(name, state), **(arguments or {})})
+        model.load_state_dict(state, strict=True)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise WeightsError(
+            f"{path} does not hold the weights of {architecture or 'a model of timm'}: {error}"
+        ) from error
+    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
+    labels, space = timm_labels(model.pretrained_cfg, model.num_classes)
+    return Classifier(model.eval(), transform, model.num_classes, labels, space)
+
+
+def _heads(name: str, state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The number of classes, read from the weights where timm's settings name the layer that tells them apart."""
+    import timm
+
+    if name.startswith("local-dir:"):
+        return {}
+    settings: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    layer = settings.classifier if settings else None
+    found = state.get(f"{layer}.weight") if isinstance(layer, str) else None
+    return {} if found is None else {"num_classes": found.shape[0]}
+
+
+def timm_labels(settings: Mapping[str, Any], classes: int) -> tuple[tuple[Label, ...], str]:
+    """The labels a model's settings bring, else those of the ImageNet that has as many classes, and their space."""
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    if names := settings.get("label_names"):
+        told = settings.get("label_descriptions") or {}
+        return tuple(_label(told.get(name, name), name if name in told else None) for name in names), ""
+    subset = infer_imagenet_subset({"num_classes": classes})
+    if subset is None:
+        return (), ""
+    info = ImageNetInfo(subset)
+    ids = [info.index_to_label_name(at) for at in range(classes)]
+    return tuple(_label(info.index_to_description(at), ids[at]) for at in range(classes)), subset
+
+
+def _label(names: str, id: str | None) -> Label:
+    first, *others = names.split(", ")
+    return Label(name=first, id=id, synonyms=tuple(others), probability=0.0)
+
+
+def list_labels(probabilities: torch.Tensor, labels: Sequence[Label], space: str, top: int) -> Labels:
+    """The `top` of the mean of (pictures, classes), and, of several pictures, of each."""
+    each = [_top(row, labels, space, top) for row in probabilities] if len(probabilities) > 1 else []
+    return _top(probabilities.mean(dim=0), labels, space, top).model_copy(update={"each": tuple(each)})
+
+
+def _top(probabilities: torch.Tensor, labels: Sequence[Label], space: str, top: int) -> Labels:
+    best = probabilities.topk(min(top, len(labels)))
+    pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    named = tuple(labels[at].model_copy(update={"probability": min(p, 1.0)}) for p, at in pairs)
+    return Labels(space=space, labels=named)
 
 
 def _timm_names(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

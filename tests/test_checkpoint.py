@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,23 +14,33 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from multimoe.checkpoint import FILE_LIMIT, HEADER_LIMIT, MANIFEST, TENSORS, Manifest, Registry
+from multimoe.checkpoint import FILE_LIMIT, HEADER_LIMIT, MANIFEST, TABLES, TENSORS, Manifest, Registry
 from multimoe.errors import CheckpointError, Conflict, NotFound
-from multimoe.gate import Learned
+from multimoe.journal import Step
+from multimoe.quality import HEAD, Axes, Learned
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 TOLD = Manifest(created=NOW, parent=0, ratings=7, reason="better", settings={"seed": 3.0})
 
 
+def promote(registry: Registry, version: int) -> None:
+    registry.take(Step(at=NOW, action="promoted", version=version))
+
+
 def learned(seed: int = 0) -> Learned:
-    generator = np.random.default_rng(seed)
+    draw = np.random.default_rng(seed).normal
+    single = lambda *shape: draw(size=shape).astype(np.float32)  # noqa: E731
+    q = HEAD + 3 + 2
     return Learned(
         experts=("a", "b"),
-        bias=generator.normal(size=2),
-        presence=generator.normal(size=(2, 3)),
-        residuals={"text": generator.normal(size=(2, 384)), "image": generator.normal(size=(2, 1280))},
+        axes={"text": Axes(single(512, 3), single(3)), "image": Axes(single(1280, 2), single(2))},
+        common=draw(size=q),
+        own=draw(size=(2, q)),
+        covariance=single(2, q, q),
+        variance=draw(size=q),
         rated=np.array([3, 5]),
-        intercept=0.25,
+        balance=draw(size=2),
+        tilt=draw(size=(2, q)),
         slope=0.7,
         revisions={"text": "t1", "image": "i1"},
     )
@@ -52,10 +63,12 @@ def test_what_was_written_is_loaded_again(registry):
     back = registry.load(1, {"text": "t1", "image": "i1"})
 
     assert back.experts == ("a", "b")
-    assert back.bias == pytest.approx(learned().bias, rel=1e-6)
-    assert back.residuals["image"] == pytest.approx(learned().residuals["image"], rel=1e-6)
+    for table in TABLES:
+        assert getattr(back, table) == pytest.approx(getattr(learned(), table), rel=1e-6), table
+    assert np.array_equal(back.axes["image"].basis, learned().axes["image"].basis)
+    assert np.array_equal(back.axes["text"].shift, learned().axes["text"].shift)
     assert back.rated.tolist() == [3, 5]
-    assert (back.intercept, back.slope) == (0.25, pytest.approx(0.7))
+    assert back.slope == pytest.approx(0.7)
     assert back.revisions == {"text": "t1", "image": "i1"}
     assert registry.manifest(1) == written
     assert (written.version, written.parent, written.ratings, written.promoted) == (1, 0, 7, False)
@@ -69,7 +82,7 @@ def test_versions_rise_and_none_is_promoted_by_being_written(registry):
 
 def test_a_number_that_was_promoted_once_is_not_given_again(registry):
     registry.write(learned(), TOLD)
-    registry.promote(1, NOW)
+    promote(registry, 1)
     for file in (registry.root / "0001").iterdir():
         file.unlink()
     (registry.root / "0001").rmdir()
@@ -79,7 +92,7 @@ def test_a_number_that_was_promoted_once_is_not_given_again(registry):
 
 def test_a_promoted_version_serves_and_its_manifest_says_so(registry):
     registry.write(learned(), TOLD)
-    registry.promote(1, NOW)
+    promote(registry, 1)
 
     assert registry.champion() == 1
     assert registry.manifest(1).promoted
@@ -87,13 +100,42 @@ def test_a_promoted_version_serves_and_its_manifest_says_so(registry):
 
 def test_rollback_returns_to_the_champion_before_and_keeps_the_version(registry):
     for _ in range(2):
-        registry.promote(registry.write(learned(), TOLD).version, NOW)
+        promote(registry, registry.write(learned(), TOLD).version)
 
-    assert registry.rollback(NOW) == 1
-    assert registry.rollback(NOW) == 0
+    assert registry.take(Step(at=NOW, action="rolled back", version=1)).champion == registry.champion() == 1
+    assert registry.take(Step(at=NOW, action="rolled back", version=0)).champion == registry.champion() == 0
     assert registry.versions() == (0, 1, 2)
     with pytest.raises(Conflict):
-        registry.rollback(NOW)
+        registry.take(Step(at=NOW, action="rolled back", version=0))
+
+
+def test_a_version_on_trial_is_not_promoted_yet_and_must_be_one_that_loads(registry):
+    for _ in range(2):
+        registry.write(learned(), TOLD.model_copy(update={"proven": True}))
+    seen = registry.standing()
+    registry.take(Step(at=NOW, action="canary", version=1, share=0.1), seen)
+    assert not registry.manifest(1).promoted
+    assert [(v, place.stage) for v, place in sorted(registry.places().items())] == [
+        (0, "champion"),
+        (1, "canary"),
+        (2, "candidate"),
+    ]
+    with pytest.raises(Conflict):
+        registry.take(Step(at=NOW, action="promoted", version=2), seen)
+    with pytest.raises(NotFound):
+        registry.take(Step(at=NOW, action="shadow", version=9))
+    (registry.root / "0001" / TENSORS).write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        registry.take(Step(at=NOW, action="promoted", version=1))
+    registry.take(Step(at=NOW, action="withdrawn", version=1))  # a damaged one can still be taken off
+    assert registry.standing() == seen
+
+
+def test_a_version_that_proved_nothing_is_refused_and_one_held_for_a_person_is_not(registry):
+    registry.write(learned(), TOLD)
+    registry.write(learned(), TOLD.model_copy(update={"outcome": "held"}))
+    assert (registry.places()[1].stage, registry.places()[1].reason) == ("refused", "better")
+    assert registry.places()[2].stage == "candidate"
 
 
 def test_a_version_that_does_not_exist_is_not_found(registry):
@@ -102,7 +144,7 @@ def test_a_version_that_does_not_exist_is_not_found(registry):
     with pytest.raises(NotFound, match="no gate version 9; there are: 0, 1"):
         registry.load(9)
     with pytest.raises(NotFound):
-        registry.promote(9, NOW)
+        promote(registry, 9)
 
 
 def test_a_gate_of_another_encoder_is_refused(registry):
@@ -127,7 +169,7 @@ def _changed(**tensors: np.ndarray | None) -> Callable[[bytes], bytes]:
 
 
 def _filled(value: float) -> Callable[[bytes], bytes]:
-    return _changed(bias=np.array([0.0, value], np.float32))
+    return _changed(balance=np.array([0.0, value], np.float32))
 
 
 CONTENTS: dict[str, Callable[[bytes], bytes]] = {
@@ -136,7 +178,7 @@ CONTENTS: dict[str, Callable[[bytes], bytes]] = {
     "torn": lambda data: data[: len(data) // 2],
     "torn by one byte": lambda data: data[:-1],
     "with a tail": lambda data: data + b"\0",
-    "a pickle": lambda data: pickle.dumps({"bias": [1.0]}),
+    "a pickle": lambda data: pickle.dumps({"own": [1.0]}),
     "an object array": lambda data: _array_pickle(),
     "a zip": lambda data: b"PK\x03\x04" + data,
     "a huge header": lambda data: (2**63).to_bytes(8, "little") + data[8:],
@@ -145,12 +187,12 @@ CONTENTS: dict[str, Callable[[bytes], bytes]] = {
     "NaN": _filled(np.nan),
     "infinite": _filled(np.inf),
     "too large": _filled(1e38),
-    "one row more": _changed(bias=np.zeros(3, np.float32)),
-    "another type": _changed(bias=np.zeros(2, np.float64)),
-    "no bias": _changed(bias=None),
+    "one row more": _changed(balance=np.zeros(3, np.float32)),
+    "another type": _changed(balance=np.zeros(2, np.float64)),
+    "no own": _changed(own=None),
     "an unknown tensor": _changed(extra=np.zeros(2, np.float32)),
-    "a flat residual": _changed(**{"residual.text": np.zeros(2, np.float32)}),
-    "a residual of no rows": _changed(**{"residual.text": np.zeros((0, 384), np.float32)}),
+    "a flat basis": _changed(**{"basis.text": np.zeros(2, np.float32)}),
+    "a basis of another rank": _changed(**{"basis.text": np.zeros((512, 4), np.float32)}),
 }
 
 
@@ -158,7 +200,7 @@ CONTENTS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("content", CONTENTS)
 def test_damaged_tensors_are_refused_even_when_the_manifest_vouches_for_them(registry, content, vouched):
     registry.write(learned(), TOLD)
-    registry.promote(1, NOW)
+    promote(registry, 1)
     registry.write(learned(1), TOLD)
     folder = registry.root / "0002"
     data = CONTENTS[content]((folder / TENSORS).read_bytes())
@@ -170,7 +212,7 @@ def test_damaged_tensors_are_refused_even_when_the_manifest_vouches_for_them(reg
     with pytest.raises(CheckpointError, match="gate version 2"):
         registry.load(2)
     with pytest.raises(CheckpointError):
-        registry.promote(2, NOW)
+        promote(registry, 2)
     assert registry.champion() == 1
 
 
@@ -215,14 +257,13 @@ def test_a_missing_file_is_refused(registry):
 
 def test_parameters_that_could_not_be_loaded_are_not_written(registry):
     with pytest.raises(CheckpointError, match="not finite"):
-        registry.write(Learned(experts=("a",), bias=np.array([np.nan]), presence=np.zeros((1, 3)),
-                               rated=np.array([1])), TOLD)  # fmt: skip
+        registry.write(replace(Learned().rows(["a"]), balance=np.array([np.nan])), TOLD)
     assert registry.versions() == (0,)
 
 
 def test_when_the_champion_is_damaged_the_last_sound_one_serves(registry, caplog):
     for _ in range(3):
-        registry.promote(registry.write(learned(), TOLD).version, NOW)
+        promote(registry, registry.write(learned(), TOLD).version)
     (registry.root / "0003" / TENSORS).write_bytes(b"junk")
     (registry.root / "0002" / MANIFEST).unlink()
 
@@ -232,7 +273,7 @@ def test_when_the_champion_is_damaged_the_last_sound_one_serves(registry, caplog
 
 
 def test_when_everything_is_damaged_the_cards_serve(registry, caplog):
-    registry.promote(registry.write(learned(), TOLD).version, NOW)
+    promote(registry, registry.write(learned(), TOLD).version)
     registry.journal.path.write_text("junk\n")
 
     assert registry.sound_champion() == 0
@@ -244,7 +285,7 @@ class PowerCut(BaseException):
 
 
 def test_a_crash_at_any_step_leaves_the_old_versions_or_a_whole_new_one(registry, monkeypatch):
-    registry.promote(registry.write(learned(), TOLD).version, NOW)
+    promote(registry, registry.write(learned(), TOLD).version)
     steps, outcomes = 0, set()
     while True:
         left = steps
@@ -263,7 +304,7 @@ def test_a_crash_at_any_step_leaves_the_old_versions_or_a_whole_new_one(registry
             before = registry.versions()
             try:
                 number = registry.write(learned(steps), TOLD).version
-                registry.promote(number, NOW)
+                promote(registry, number)
             except PowerCut:
                 crashed = True
             else:

@@ -150,6 +150,94 @@ def test_training_that_promotes_exits_with_0(gateway: Gateway) -> None:
     assert (done.exit_code, json.loads(done.stdout)["version"]) == (0, 8)
 
 
+def test_training_that_begins_a_trial_exits_with_0_and_says_so(gateway: Gateway) -> None:
+    result = {"version": 8, "promoted": False, "proven": True, "stage": "canary", "reason": "better: +0.1"}
+    gateway.script["POST /v1/gate/train"] = (202, {"job_id": "j"})
+    gateway.script["GET /v1/gate/jobs/j"] = (200, DONE | {"result": result})
+    done = gateway.run("gate", "train")
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "gate 8 is better and answers a share of requests first: better: +0.1\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("proven", "told"), [(True, "kept, but was not put on trial"), (False, "kept but not promoted: held")]
+)
+def test_a_version_that_has_to_wait_is_not_promoted(gateway: Gateway, proven: bool, told: str) -> None:
+    result = {"version": 8, "promoted": False, "proven": proven, "stage": "candidate", "reason": "held for a person"}
+    gateway.script["POST /v1/gate/train"] = (202, {"job_id": "j"})
+    gateway.script["GET /v1/gate/jobs/j"] = (200, DONE | {"result": result})
+    done = gateway.run("gate", "train")
+    assert done.exit_code == 3
+    assert told in done.stdout
+
+
+EARNED = {"ratings": 40, "gain": {"value": 0.05, "low": -0.1, "high": 0.2}}
+TRIAL = {
+    "version": 8,
+    "stage": "canary",
+    "share": 0.1,
+    "since": "2026-11-01T10:00:00Z",
+    "seen": {"requests": 200, "agreement": 0.7, "cost": {"champion": 0.001, "challenger": 0.002}},
+    "earned": EARNED,
+}
+ON_TRIAL = {"version": 7, "challenger": TRIAL, "watch": {"against": 6, "enough": 200, "earned": EARNED}}
+
+
+def test_status_tells_who_serves_who_is_on_trial_and_what_ratings_say(gateway: Gateway) -> None:
+    gateway.script["GET /v1/gate"] = (200, ON_TRIAL)
+    assert gateway.run("gate", "status").stdout.splitlines() == [
+        "gate 7 serves",
+        "  on probation: +0.050 (-0.10 to +0.20) on 40 rated answers of 200, against what gate 6 earned before",
+        "gate 8 is in canary since 2026-11-01T10:00 and answers 10 % of requests",
+        "  chooses as the champion on 70 % of 200 requests, at US$0.002 each instead of US$0.001",
+        "  by ratings: +0.050 (-0.10 to +0.20) on 40 rated answers",
+    ]
+    assert json.loads(gateway.run("gate", "status", "--json").stdout) == ON_TRIAL
+    gateway.script["GET /v1/gate"] = (200, {"version": 7, "challenger": None, "watch": None})
+    assert gateway.run("gate", "status").stdout == "gate 7 serves\nno version is on trial\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["--canary", "0.1"], ("PUT /v1/gate/aliases/canary", {"version": 8, "share": 0.1})),
+        (["--shadow"], ("PUT /v1/gate/aliases/shadow", {"version": 8})),
+        ([], ("PUT /v1/gate/aliases/champion", {"version": 8})),
+    ],
+)
+def test_a_version_is_promoted_at_once_or_put_on_trial(
+    gateway: Gateway, words: list[str], asked: tuple[str, Any]
+) -> None:
+    gateway.script |= {"GET /v1/gate": (200, ON_TRIAL), asked[0]: (200, {})}
+    assert gateway.run("gate", "promote", "8", *words).exit_code == 0
+    assert asked in gateway.sent
+
+
+@pytest.mark.parametrize("words", [["--canary", "0.1", "--shadow"], ["--canary", "0"], ["--canary", "0.9"]])
+def test_a_trial_that_makes_no_sense_is_a_mistake_of_usage(gateway: Gateway, words: list[str]) -> None:
+    assert gateway.run("gate", "promote", "8", *words).exit_code == 2
+    assert all(path.startswith("GET") for path, _ in gateway.sent)
+
+
+def test_a_trial_is_withdrawn(gateway: Gateway) -> None:
+    quiet = {"version": 7, "challenger": None, "watch": None}
+    gateway.script |= {"GET /v1/gate": (200, quiet), "DELETE /v1/gate/aliases/challenger": (200, quiet)}
+    assert gateway.run("gate", "withdraw").stdout == "gate 7 serves\nno version is on trial\n"
+
+
+def test_the_list_shows_each_version_s_stage_and_why_it_came_no_further(gateway: Gateway) -> None:
+    versions = [
+        {"version": 8, "stage": "withdrawn", "stage_reason": "as a canary it earned less", "reason": "better"},
+        {"version": 7, "stage": "champion", "stage_reason": "by hand", "reason": "better: +0.1"},
+    ]
+    gateway.script["GET /v1/gate/versions"] = (200, {"data": versions})
+    rows = gateway.run("gate", "list").stdout.splitlines()[1:]
+    assert [row.split()[:2] for row in rows] == [["8", "withdrawn"], ["7", "champion"]]
+    assert ("as a canary it earned less" in rows[0], "better: +0.1" in rows[1]) == (True, True)
+
+
 def test_a_failed_training_is_told_in_its_own_words(gateway: Gateway) -> None:
     gateway.script["POST /v1/gate/train"] = (202, {"job_id": "j"})
     gateway.script["GET /v1/gate/jobs/j"] = (200, DONE | {"status": "failed", "error": "12 ratings are too few"})
@@ -218,6 +306,23 @@ def test_a_rollback_with_nothing_before_is_refused_without_a_server_too(tmp_path
     done = offline(tmp_path, "gate", "rollback")
     assert done.exit_code == 1
     assert "go back to" in done.stderr
+
+
+def test_a_trial_is_prepared_and_ended_without_a_server(tmp_path: Path) -> None:
+    from multimoe.checkpoint import Manifest, Registry
+    from multimoe.quality import Learned
+
+    Registry(tmp_path / "gates").write(Learned().rows(["e"]), Manifest(reason="better"))
+    done = offline(tmp_path, "gate", "promote", "1", "--canary", "0.2")
+    assert "gate 1 is in canary" in done.stdout
+    assert "answers 20 % of requests" in done.stdout
+    assert (
+        "no version is on trial"
+        in offline(tmp_path, "gate", "rollback").stdout + offline(tmp_path, "gate", "status").stdout
+    )
+    versions = json.loads(offline(tmp_path, "gate", "list", "--json").stdout)
+    assert [(v["version"], v["stage"]) for v in versions] == [(1, "withdrawn"), (0, "champion")]
+    assert offline(tmp_path, "gate", "withdraw").exit_code == 1
 
 
 def test_a_named_server_that_is_away_is_not_replaced_by_the_folders() -> None:

@@ -40,6 +40,12 @@ def refused(status: int, code: str, message: str) -> httpx.Response:
     return httpx.Response(status, json={"error": {"message": message, "type": "x", "param": "model", "code": code}})
 
 
+@pytest.mark.parametrize("key", ["mm-ü", "mm-a\n", "mm-\x00"])
+def test_what_no_header_can_carry_is_no_key(key: str) -> None:
+    with pytest.raises(errors.BadInput, match="no API key"):
+        Client("http://gateway.test", key)
+
+
 def test_stream_yields_who_answers_before_the_words_and_the_bill_last() -> None:
     chunks: tuple[dict[str, Any], ...] = (
         {"choices": [{"delta": {"role": "assistant", "content": ""}}], "x_multimoe": {"experts": []}, "usage": None},

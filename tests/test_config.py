@@ -8,8 +8,9 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # comes with ray, without stubs
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from multimoe.config import Catalog, load, parse
+from multimoe.config import ActorOptions, Catalog, Limits, load, parse
 from multimoe.errors import BadConfig
 
 LOCAL = Path(__file__).parent.parent / "deploy" / "local.yaml"
@@ -77,7 +78,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(tree: dict[str, An
 
 
 def test_a_key_like_no_other_lists_what_is_allowed() -> None:
-    with pytest.raises(BadConfig, match="'zzz'; allowed: experts, gate, home, limits, presets, server, store, weights"):
+    with pytest.raises(
+        BadConfig,
+        match="'zzz'; allowed: blend, experts, faults, gate, home, limits, media, presets, server, store, weights",
+    ):
         parse(small(zzz=1))
 
 
@@ -225,3 +229,12 @@ def test_the_json_schema_is_valid_and_takes_the_shipped_catalog() -> None:
 def test_a_catalog_survives_the_way_through_json() -> None:
     catalog = load(LOCAL)
     assert Catalog.model_validate_json(catalog.model_dump_json()) == catalog
+
+
+def test_yaml_s_off_is_a_word_and_true_is_no_number() -> None:
+    assert Limits.model_validate(yaml.safe_load("admission: off")).admission == "off"
+    for tree in ({"messages": True}, {"admission": True}):
+        with pytest.raises(ValidationError, match="a flag \\(true\\) is no value for this"):
+            Limits.model_validate(tree)
+    with pytest.raises(ValidationError, match="a flag"):
+        ActorOptions.model_validate({"resources": {"left": False}})

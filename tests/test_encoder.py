@@ -205,7 +205,7 @@ def test_a_request_embeds_as_the_modalities_it_has(encoders: Encoders) -> None:
     assert encoders.embed([]) == []
     one = encoders.embed(requests[1:2])[0].vectors["text"]
     assert np.allclose(one.features, embeddings[1].vectors["text"].features, atol=1e-5)
-    assert np.array_equal(one.features, one.concept)
+    assert np.array_equal(one.features[: len(one.concept)], one.concept)
 
 
 def test_of_several_pictures_the_mean_counts(encoders: Encoders) -> None:

@@ -3,7 +3,7 @@ import pytest
 from worlds import embed_texts, expert, gate_spec, rated, request
 
 from multimoe.decision import Policy
-from multimoe.examples import largest_share, parties, read, split, votes
+from multimoe.examples import Label, label_votes, largest_share, limited, parties, read, split, votes, without
 from multimoe.feedback import Interaction, Outcome, Rating
 from multimoe.gate import Gate
 
@@ -54,6 +54,24 @@ def test_those_who_really_answered_get_the_credit_not_those_who_failed():
     )
 
     assert parties(interaction) == (("b", 1.0),)
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        pytest.param(
+            [("a", "answer", 0.0, "error"), ("b", "aside", 1.0, "ok"), ("s", "answer", 0.0, "ok")], id="beside"
+        ),
+        pytest.param([("s", "answer", 0.0, "timeout"), ("b", "skipped", 0.0, "skipped")], id="broke off"),
+    ],
+)
+def test_who_was_not_asked_gets_no_credit_for_a_stand_in_or_one_that_broke_off(outcomes):
+    did = [Outcome(expert=e, role=role, weight=weight, status=status) for e, role, weight, status in outcomes]
+    interaction = Interaction(
+        id="c", created="2026-11-01T00:00:00Z", model="multimoe", decision=DECISION, outcomes=tuple(did)
+    )
+
+    assert parties(interaction) == (("s", 1.0),)
 
 
 def test_a_comparison_of_two_experts_is_a_win_and_no_reward():
@@ -121,6 +139,19 @@ def test_among_hundreds_nobody_has_more_than_a_hundredth_of_all_weight():
     assert counted[:6000] == pytest.approx(np.ones(6000))
 
 
+def test_a_rating_of_an_answer_weighs_the_same_however_many_experts_gave_it():
+    shared = [Label(expert, 0.0, 0.25, rater) for rater in ("ann", "bob", "cid") for expert in "wxyz"] * 10
+    alone = [Label("x", 0.0, 1.0, rater) for rater in ("dan", "eve", "fay")] * 10
+    often = [Label("x", 0.0, 1.0, "gus")] * 50
+
+    counted = label_votes([*shared, *alone, *often])
+
+    assert counted[: len(shared)] == pytest.approx(np.full(len(shared), 0.25))  # nobody is near the limit, whole
+    assert counted[len(shared) : -50] == pytest.approx(np.ones(len(alone)))
+    assert 20 < counted[-50:].sum() < 30  # two sevenths of all: of 110 ratings less the surplus
+    assert label_votes([]).shape == (0,)
+
+
 def test_one_busy_rater_among_few_is_damped_not_silenced():
     raters = ["busy"] * 900 + [f"u{i % 4}" for i in range(100)]
 
@@ -143,3 +174,46 @@ def test_one_rater_cannot_push_all_others_into_the_past():
     _, later = split(read([*honest, *flood]), 0.7)
 
     assert sum(example.rater != "flood" for example in later) > 75
+
+
+def test_an_answer_that_two_rated_is_worth_their_mean():
+    (example,) = read([rated(1, X, DECISION, answer(1.0, user="u"), answer(0.0, user="v"))])
+
+    assert (example.reward, example.rater, example.ratings) == (0.5, "u", 2)
+    assert [(opinion.rater, opinion.worth) for opinion in example.opinions] == [("u", 1.0), ("v", 0.0)]
+
+
+def test_an_expert_s_own_rating_says_nothing_of_the_whole_where_others_rated_that():
+    (example,) = read(
+        [rated(1, X, DECISION, answer(1.0, user="u"), answer(0.0, user="v", target="expert", expert="a"))]
+    )
+
+    assert example.reward == 1.0
+
+
+def test_who_rates_everything_counts_for_little_in_what_each_answer_was_worth():
+    rows = [rated(i, X, DECISION, answer(0.0, user="flood"), answer(1.0, user=f"u{i}")) for i in range(100)]
+    examples = read(rows)
+
+    assert {example.rater for example in examples} == {f"u{i}" for i in range(100)}
+    assert min(example.reward or 0 for example in examples) > 0.95
+
+
+def test_without_one_rater_the_others_words_stay():
+    both = [answer(1.0, user="u"), answer(0.0, user="v"), answer(0.5, user="v", target="expert", expert="b")]
+    (example,) = read([rated(1, X, DECISION, *both)])
+    left = without(example, {"v"})
+
+    assert left is not None
+    assert (left.reward, left.rater, left.ratings, left.raters) == (1.0, "u", 1, ("u",))
+    assert without(example, {"nobody"}) is example
+    assert without(example, {"u", "v"}) is None
+
+
+def test_no_share_is_above_the_limit_where_that_is_possible():
+    mass = np.array([100.0, 50.0, *[1.0] * 30])
+    weight = mass * limited(mass, 0.1)
+
+    assert weight.max() / weight.sum() <= 0.1001
+    assert weight[2:].tolist() == [1.0] * 30
+    assert limited(np.ones(3), 2 / 3).tolist() == [1.0] * 3

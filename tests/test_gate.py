@@ -1,13 +1,17 @@
 import time
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 from worlds import embed_texts, expert, gate_spec, request
 
+from multimoe.config import Strategy
 from multimoe.decision import Policy
 from multimoe.embedding import Embedding
 from multimoe.errors import BadConfig, CheckpointError, NoExpert, NotFound, Unavailable, UnknownModel
-from multimoe.gate import Gate, Learned
+from multimoe.gate import Gate
+from multimoe.quality import Learned
 from multimoe.routing import every_order
 
 CHAT = expert("chat", "text", text=("Why is the sky blue?", "Tell me a joke"))
@@ -138,8 +142,8 @@ def test_without_any_of_the_logged_experts_nothing_can_be_replayed():
 
 def test_learned_parameters_move_only_the_experts_they_are_of():
     x = request(text="Tell me a joke")
-    learned = Learned(experts=("maths", "gone"), bias=np.array([4.0, 9.0]), presence=np.zeros((2, 3)),
-                      residuals={"text": np.zeros((2, 384))}, rated=np.array([12, 3]))  # fmt: skip
+    own = np.array([[4.0, 0, 0, 0], [9.0, 0, 0, 0]])
+    learned = replace(Learned().rows(["maths", "gone"]), own=own, rated=np.array([12, 3]))
     wiser = gate().with_learned(learned, 5)
 
     assert wiser.qualities(x, ["chat"]) == pytest.approx(gate().qualities(x, ["chat"]))
@@ -155,7 +159,7 @@ def test_a_new_expert_is_routed_to_from_its_card_and_the_rest_keeps_what_it_lear
         asked.extend(texts)
         return embed_texts(texts)
 
-    learned = Learned(experts=("chat",), bias=np.array([1.0]), presence=np.zeros((1, 3)), rated=np.array([1]))
+    learned = replace(Learned().rows(["chat"]), own=np.array([[1.0, 0, 0, 0]]), rated=np.array([1]))
     old = gate().with_learned(learned, 2)
     new = old.with_roster((*ALL, expert("poet", text=("Write a poem",))), counting)
 
@@ -178,6 +182,45 @@ def test_the_cheap_expert_wins_when_asked_for_cheap():
 
     assert first(1.0).expert == "dear"
     assert first(0.0).expert == "cheap"
+
+
+def test_what_would_go_to_a_full_expert_goes_to_the_next_best_and_the_log_says_so():
+    x = request(text="Tell me a joke")
+    decision = gate().decide(x, GREEDY, 0, load={"chat": 1.2, "maths": 0.3})
+
+    assert [c.expert for c in decision.chosen] == ["maths"]
+    assert decision.overflowed == ("chat",)
+    assert decision.ineligible["chat"] == "is full, at 120% of its room"
+    assert "chat is full, at 120% of its room: its requests go to the next best" in decision.reasons
+    assert decision.load == {"chat": 1.2, "maths": 0.3}
+
+
+def test_where_all_are_full_nobody_is_left_out():
+    x = request(text="Tell me a joke")
+    decision = gate().decide(x, GREEDY, 0, load={"chat": 1.2, "maths": 3.0})
+
+    assert decision.chosen[0].expert == "chat"
+    assert decision.overflowed == ()
+
+
+def test_a_queue_moves_a_request_that_minds_waiting_and_no_other():
+    g = gate([expert("a", text=("joke",)), expert("b", text=("joke",))], top_k=1)
+    first = lambda preference: g.decide(  # noqa: E731
+        request(text="joke"), Policy(explore=False, preference=preference), 0, load={"a": 0.8}
+    ).chosen[0]
+
+    assert first(1.0).expert == "a"
+    assert first(0.5).expert == "b"
+
+
+@pytest.mark.parametrize("strategy", get_args(Strategy))
+def test_under_load_a_gate_still_gives_its_own_choice_the_propensity_it_logged(strategy):
+    g, x = gate(explore=0.3), request(text="x", image="y")
+
+    for seed in range(20):
+        policy = Policy(strategy=strategy, preference=0.3)
+        decision = g.decide(x, policy, seed, load={"chat": 0.9, "maths": 1.0, "reads": 0.2})
+        assert g.choice_probability(x, decision) == decision.propensity
 
 
 def test_a_modality_nobody_reads_says_what_the_catalog_reads():

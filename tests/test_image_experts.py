@@ -113,6 +113,27 @@ def test_two_pictures_of_one_request_share_the_distribution(classifier: ImageNet
     assert both[surest] == pytest.approx((cat[surest] + coffee.get(surest, 0)) / 2, abs=1e-3)
 
 
+async def test_two_pictures_of_one_request_are_told_apart_as_well(classifier: ImageNetClassifier) -> None:
+    cat, coffee, both = [
+        await answered(classifier, shown(*pictures))
+        for pictures in ([data.chelsea()], [data.coffee()], [data.chelsea(), data.coffee()])
+    ]
+    assert isinstance(cat, Labels)
+    assert isinstance(coffee, Labels)
+    assert isinstance(both, Labels)
+    assert (cat.each, len(both.each)) == ((), 2)
+    for alone, beside in zip((cat, coffee), both.each, strict=True):
+        assert [label.id for label in beside.labels[:3]] == [label.id for label in alone.labels[:3]]
+        assert beside.labels[0].probability == pytest.approx(alone.labels[0].probability, abs=1e-4)
+
+
+async def test_labels_have_all_their_names(classifier: ImageNetClassifier) -> None:
+    found = await answered(classifier, shown(data.chelsea()))
+    assert isinstance(found, Labels)
+    (tabby,) = (label for label in found.labels if label.id == "n02123045")
+    assert (tabby.name, tabby.synonyms) == ("tabby", ("tabby cat",))
+
+
 def test_a_lower_temperature_makes_it_surer(catalog: Catalog, weights: FindWeights) -> None:
     spec = catalog.expert("vision-fast")
     surest = []
@@ -125,7 +146,7 @@ def test_a_lower_temperature_makes_it_surer(catalog: Catalog, weights: FindWeigh
 
 def test_refuses_a_variant_that_does_not_exist(catalog: Catalog, weights: FindWeights) -> None:
     spec = catalog.expert("vision-fast").model_copy(update={"options": {"variant": "lite9"}})
-    with pytest.raises(BadConfig, match=r"lite9.*lite0"):
+    with pytest.raises(BadConfig, match=r"lite0.*lite9"):
         ImageNetClassifier(spec, weights)
 
 
@@ -164,7 +185,7 @@ def test_words_are_not_seen_in_fur_or_bricks(reader: Reader) -> None:
 def test_pictures_of_one_request_are_read_in_order(reader: Reader) -> None:
     (both,) = reader.answer_batch([shown(page("Second street"), page("First avenue"))])
     assert isinstance(both.output, Words)
-    assert [box.text for box in both.output.boxes] == ["Second street", "First avenue"]
+    assert [(box.text, box.picture) for box in both.output.boxes] == [("Second street", 1), ("First avenue", 2)]
 
 
 def test_reading_order_follows_lines_even_where_they_slant() -> None:
@@ -232,3 +253,9 @@ def test_faces_of_a_batch_are_those_of_each(finder: FaceFinder) -> None:
         len(answer.output.boxes) for answer in finder.answer_batch(requests) if isinstance(answer.output, Objects)
     ]
     assert counts == [1, 0, 2]
+
+
+async def test_a_face_says_which_picture_it_is_in(finder: FaceFinder) -> None:
+    output = await answered(finder, shown(data.chelsea(), data.astronaut()))
+    assert isinstance(output, Objects)
+    assert [face.picture for face in output.boxes] == [2]

@@ -1,115 +1,16 @@
 """One request's story, with scripted experts in place of a cluster."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
+from scripted import PICTURE, SOUND, Script, World, ask, cat, heard, run, spoken
 
-from multimoe.config import Card, ExpertSpec
-from multimoe.decision import Choice, Considered, Decision, Policy
-from multimoe.errors import BadInput, ExpertFailed, UnknownModel
-from multimoe.expert import Delta
-from multimoe.messages import AudioPart, ChatRequest, ImagePart, Message, Part, TextPart
-from multimoe.mixture import Combine, Mixture
-from multimoe.outputs import Label, Labels, Output, OutputKind, Segment, Text, Transcript, Usage, Words
-from multimoe.reply import Decided, Event, Finished, Reply, Routed, Spoken
-
-PICTURE = ImagePart(np.zeros((4, 4, 3), np.uint8))
-SOUND = AudioPart(np.zeros(16_000, np.float32))
-
-
-def cat(p: float) -> Labels:
-    return Labels(space="imagenet-1k", labels=(Label(name="cat", probability=p), Label(name="dog", probability=1 - p)))
-
-
-def heard(text: str) -> Transcript:
-    return Transcript(segments=(Segment(start=0, end=1, text=text),))
-
-
-@dataclass
-class Script:
-    """What one expert does: yield these, after `delay` seconds, then raise `error` if there is one."""
-
-    reads: set[str]
-    kind: OutputKind
-    says: Sequence[str | Output] = ()
-    error: Exception | None = None
-    delay: float = 0.0
-    timeout_s: float = 5.0
-    asked: list[ChatRequest] = field(default_factory=list)
-    closed: bool = False
-
-    def spec(self, name: str) -> ExpertSpec:
-        return ExpertSpec(
-            name=name,
-            backend="experts.echo:Echo",
-            inputs=frozenset(self.reads),  # type: ignore[arg-type]  # literals in the tests
-            output=self.kind,
-            card=Card(description=name),
-            timeout_s=self.timeout_s,
-            cost=0.5,
-        )
-
-
-class World:
-    """Router and experts at once; the gate picks `weights` in order, then considers everyone else."""
-
-    def __init__(self, weights: dict[str, float], **scripts: Script) -> None:
-        self.weights = weights
-        self.scripts = scripts
-        self.decided: list[tuple[ChatRequest, Policy]] = []
-
-    async def decide(self, request: ChatRequest, policy: Policy) -> Routed:
-        self.decided.append((request, policy))
-        able = [name for name, script in self.scripts.items() if script.reads & request.modalities]
-        picked = {name: weight for name, weight in self.weights.items() if name in able} or {able[0]: 1.0}
-        total = sum(picked.values())
-        chosen = tuple(Choice(expert=n, weight=w / total, probability=0.5, quality=0.5) for n, w in picked.items())
-        considered = tuple(Considered(expert=n, probability=0.5, quality=0.5) for n in able)
-        decision = Decision(
-            chosen=chosen,
-            considered=considered,
-            propensity=0.25,
-            explored=False,
-            strategy="softmax",
-            seed=1,
-            gate_version=3,
-            modalities=tuple(sorted(request.modalities)),  # type: ignore[arg-type]
-        )
-        return Routed(decision, b"vectors")
-
-    async def roster(self) -> tuple[ExpertSpec, ...]:
-        return tuple(script.spec(name) for name, script in self.scripts.items())
-
-    async def ask(self, expert: str, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        script = self.scripts[expert]
-        script.asked.append(request)
-        try:
-            await asyncio.sleep(script.delay)
-            for piece in script.says:
-                yield Delta(text=piece) if isinstance(piece, str) else Delta(output=piece)
-            if script.error:
-                raise script.error
-            yield Delta(usage=Usage(prompt_tokens=3, completion_tokens=2), finish="stop")
-        finally:
-            script.closed = True
-
-
-def ask(*parts: Part) -> ChatRequest:
-    return ChatRequest("chatcmpl-1", (Message("user", parts),))
-
-
-async def run(world: World, request: ChatRequest, combine: Combine | None = None) -> tuple[list[Event], Reply]:
-    events = [event async for event in Mixture(world, world).answer(request, Policy(), combine)]
-    assert isinstance(events[0], Decided)
-    assert isinstance(events[-1], Finished)
-    return events, events[-1].reply
-
-
-def spoken(events: list[Event]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Spoken)]
+from multimoe.decision import Policy
+from multimoe.errors import BadInput, ExpertFailed, MultimoeError, UnknownModel
+from multimoe.messages import TextPart
+from multimoe.mixture import Mixture
+from multimoe.outputs import Labels, Text, Usage, Words
+from multimoe.reply import Decided, Finished, Spoken
 
 
 async def test_text_is_streamed_piece_by_piece() -> None:
@@ -187,10 +88,28 @@ async def test_a_writer_that_fails_midway_is_not_continued_by_another() -> None:
         a=Script({"text"}, "text", ["Once upon"], error=ExpertFailed("gone")),
         b=Script({"text"}, "text", ["something else"]),
     )
-    _, reply = await run(world, ask(TextPart("hi")))
-    assert reply.text == "Once upon"
-    assert reply.degraded
+    words = []
+
+    async def listen() -> None:
+        async for event in Mixture(world, world).answer(ask(TextPart("hi")), Policy()):
+            words.extend([event.text] if isinstance(event, Spoken) else [])
+
+    with pytest.raises(ExpertFailed, match="gone"):
+        await listen()
+    assert words == ["Once upon"]
     assert not world.scripts["b"].asked
+
+
+async def test_a_writer_that_fails_midway_is_replaced_where_nobody_has_heard_a_word() -> None:
+    world = World(
+        {"a": 1.0},
+        a=Script({"text"}, "text", ["Once upon"], error=ExpertFailed("gone")),
+        b=Script({"text"}, "text", ["something", " else"]),
+    )
+    events = [event async for event in Mixture(world, world).answer(ask(TextPart("hi")), Policy(), whole=True)]
+    assert spoken(events) == ["something else"]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reply.degraded
 
 
 async def test_a_slow_expert_times_out_and_another_answers() -> None:
@@ -209,6 +128,17 @@ async def test_when_everyone_fails_the_last_error_is_raised() -> None:
     world = World({"a": 1.0}, a=Script({"text"}, "text", error=ExpertFailed("gone for good")))
     with pytest.raises(ExpertFailed, match="gone for good"):
         await run(world, ask(TextPart("hi")))
+
+
+@pytest.mark.parametrize(("other", "raised"), [(BadInput("far too long"), BadInput), (ExpertFailed("x"), ExpertFailed)])
+async def test_a_question_that_everyone_refuses_is_the_asker_s_mistake(
+    other: MultimoeError, raised: type[MultimoeError]
+) -> None:
+    too_long = Script({"text"}, "text", error=BadInput("too long", code="context_length_exceeded"))
+    world = World({"a": 1.0}, a=Script({"text"}, "text", error=other), b=too_long)
+    with pytest.raises(raised):
+        await run(world, ask(TextPart("hi")))
+    assert too_long.asked
 
 
 async def test_a_question_about_a_picture_is_written_from_evidence() -> None:
@@ -298,6 +228,19 @@ async def test_a_spoken_question_is_answered() -> None:
     assert world.scripts["chat"].asked[0].text == "What is the capital of France?"
     assert [(part.expert, part.role) for part in reply.parts] == [("ears", "evidence"), ("chat", "answer")]
     assert len(world.decided) == 2
+
+
+async def test_who_need_not_be_asked_about_a_recording_is_no_evidence() -> None:
+    sounds = {n: Script({"audio"}, "labels", [cat(0.9)], group="sounds") for n in ("quick", "careful")}
+    ears = Script({"audio"}, "transcript", [heard("Who is there?")])
+    world = World(
+        {"ears": 0.5, "quick": 0.3, "careful": 0.2}, ears=ears, chat=Script({"text"}, "text", ["I."]), **sounds
+    )
+    _, reply = await run(world, ask(SOUND), ask_next_below=0.5)
+    assert {part.expert: part.role for part in reply.parts if part.expert in sounds} == {
+        "quick": "evidence",
+        "careful": "skipped",
+    }
 
 
 async def test_speech_that_asks_nothing_is_only_transcribed() -> None:

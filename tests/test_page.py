@@ -1,62 +1,28 @@
 """The page in a real browser, against the real API with small experts behind it."""
 
-import os
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
-import uvicorn
 from api_world import Sloth, World
 from fastapi import FastAPI
+from page_world import CHROMIUM, chromium, serve
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Request, expect
 
 from gateway.page import mount_page
 from gateway.page.turn import Turn, Visit
 from multimoe.feedback import Rating
+from multimoe.journal import Step
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),  # Gradio's own
 ]
-
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--use-fake-device-for-media-stream",  # a microphone that beeps
-    "--use-fake-ui-for-media-stream",
-]
-
-
-@dataclass
-class Served:
-    server: uvicorn.Server
-    thread: threading.Thread
-    url: str
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.server.force_exit = True
-        self.thread.join(timeout=10)
-
-
-def serve(app: FastAPI) -> Served:
-    line = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [line]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    return Served(server, thread, f"http://127.0.0.1:{line.getsockname()[1]}")
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +49,9 @@ def world(served_world: tuple[World, str]) -> World:
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip(f"no Chromium at {CHROMIUM}; install the package chromium to test the page")
-    expect.set_options(timeout=15_000)  # milliseconds
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
+    expect.set_options(timeout=45_000)  # milliseconds; the machine may be busy
+    with chromium() as opened:
+        yield opened
 
 
 @dataclass
@@ -124,7 +88,7 @@ def opened(browser: Browser, served_world: tuple[World, str], request: pytest.Fi
     """The page at 1280 px, or at the size the test's parameter names."""
     width, height = getattr(request, "param", (1280, 860))
     context = browser.new_context(viewport={"width": width, "height": height}, permissions=["microphone"])
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     shown = Open(context.new_page(), served_world[1])
     shown.watch()
     shown.page.goto(shown.url)
@@ -303,6 +267,18 @@ def test_the_gate_s_tab_retrains_promotes_and_rolls_back(opened: Open, world: Wo
     expect(opened.page.get_by_role("alert")).to_be_visible()
 
 
+def test_the_gate_s_tab_shows_who_is_on_trial_and_takes_it_back(opened: Open, world: World) -> None:
+    version = world.write_version()
+    canary = Step(at=datetime.now(UTC), action="canary", version=version, share=0.2)
+    world.gate.trial = world.registry.take(canary).trial
+    opened.page.get_by_role("tab", name="Gate").click()
+    expect(opened.page.locator(".mm-trial")).to_contain_text(f"Gate {version} answers 20 % of questions")
+    expect(opened.page.locator(".mm-versions")).to_contain_text("canary")
+    opened.page.get_by_role("button", name="Roll back").click()
+    expect(opened.page.locator(".mm-versions")).to_contain_text("withdrawn")
+    expect(opened.page.locator(".mm-trial")).to_have_count(0)
+
+
 def test_nothing_is_asked_of_other_hosts_and_nothing_breaks(opened: Open) -> None:
     opened.ask("hello")
     opened.answered().locator(".mm-rate .mm-good").click()
@@ -348,3 +324,37 @@ def test_a_gateway_that_is_gone_is_a_sentence(browser: Browser) -> None:
     finally:
         page.close()
         served.stop()
+
+
+def test_where_keys_are_asked_for_the_page_opens_to_a_key_alone(browser, tmp_path):
+    world = World(tmp_path / "home")
+    _, key = world.log.create_key("ann", ["chat", "rate"])
+    api = serve(world.app)
+    page = serve(mount_page(FastAPI(), api.url))
+    try:
+        for path in ("/ui/config", "/ui/gradio_api/info", "/ui/gradio_api/queue/data", "/ui/assets/index.js", "/ui/"):
+            assert httpx.get(f"{page.url}{path}").status_code == 401, path
+        assert httpx.post(f"{page.url}/ui/gradio_api/upload", files={"files": b"x"}).status_code == 401
+        assert httpx.post(f"{page.url}/ui/door", data={"key": "mm-ü"}).status_code == 401
+        tab = browser.new_page()
+        tab.goto(f"{page.url}/ui/")
+        tab.fill("#key", "mm-wrong-key")
+        tab.click("button")
+        expect(tab.locator("p")).to_contain_text("unknown")
+        tab.fill("#key", key)
+        tab.click("button")
+        expect(tab.locator(".mm-status")).to_contain_text("experts ready")  # what a key for chat may know
+        tab.fill("#mm-ask textarea", "hello door")
+        tab.keyboard.press("Enter")
+        expect(tab.locator("#mm-chat")).to_contain_text("hello door")
+        expect(tab.locator(".mm-rate")).to_have_count(1)
+        assert key not in tab.content()
+        assert world.log.interactions()[0].tenant
+        tab.context.clear_cookies()
+        tab.goto(f"{page.url}/ui/")
+        expect(tab.locator("#key")).to_be_visible()
+        tab.close()
+    finally:
+        page.stop()
+        api.stop()
+        world.log.close()

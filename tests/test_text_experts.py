@@ -1,4 +1,5 @@
 import asyncio
+import math
 import time
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from experts.llamacpp import Chat
 from experts.sentiment import Sentiment, opinion
 from multimoe.config import Card, Catalog, ExpertSpec
 from multimoe.errors import BadConfig, BadInput, ExpertFailed
-from multimoe.expert import Delta, Expert, FindWeights
+from multimoe.expert import Delta, Expert, FindWeights, Token
 from multimoe.messages import ChatRequest, Message, TextPart
 from multimoe.outputs import Labels
 from multimoe.passage import passage
@@ -248,3 +249,34 @@ async def test_a_question_too_long_by_itself_is_refused_with_the_limit(chat: Cha
 def test_chat_refuses_an_option_it_does_not_have(catalog: Catalog, weights: FindWeights) -> None:
     with pytest.raises(BadConfig, match="contxt"):
         Chat(catalog.expert("chat").model_copy(update={"options": {"contxt": 1}}), weights)
+
+
+@pytest.mark.weights
+async def test_token_by_token_it_writes_what_it_writes_in_one_go(catalog: Catalog, weights: FindWeights) -> None:
+    plain = Chat(catalog.expert("chat").model_copy(update={"options": {"context": 256, "sampling": {}}}), weights)
+    request = ask("Say the sea in emoji and in Japanese: 海 🌊", max_tokens=12)
+    whole, last = await answered(plain, request)
+    written: list[Token] = []
+    while len(written) < 12 and not (written and written[-1].ends):
+        listed = await plain.next_tokens(request, tuple(token.id for token in written), 5)
+        assert len(listed.tokens) == 5
+        assert 0.1 < sum(math.exp(token.logprob) for token in listed.tokens) <= 1 + 1e-6
+        written.append(listed.tokens[0])
+    said = b"".join(token.piece for token in written).decode("utf-8", "ignore")
+    assert said.startswith(whole)
+    assert last.usage
+    assert last.usage.prompt_tokens == listed.prompt_tokens
+
+
+@pytest.mark.weights
+async def test_knows_which_token_ends_an_answer(chat: Chat) -> None:
+    request = ask("What is the capital of France?", ("user", "Hi"), ("assistant", "Hello."))
+    whole, _ = await answered(chat, request)
+    listed = await chat.next_tokens(request, (), 1)
+    written: tuple[int, ...] = ()
+    while not listed.tokens[0].ends and len(written) < 24:
+        written += (listed.tokens[0].id,)
+        listed = await chat.next_tokens(request, written, 1)
+    assert listed.tokens[0].ends
+    assert listed.tokens[0].piece == b""
+    assert "Paris" in whole

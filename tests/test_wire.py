@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gateway.decoding import Decoders
+from gateway.fetch import Fetcher
 from gateway.problems import path_of
 from gateway.schemas import ChatBody
 from gateway.wire import chat_request, read_json
@@ -140,7 +142,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str | None]] = {
     "x_multimoe of another type": ({"x_multimoe": 1}, "x_multimoe"),
     "top_k over the limit": ({"x_multimoe": {"top_k": 99}}, "x_multimoe.top_k"),
     "an unknown expert": ({"x_multimoe": {"experts": ["parot"]}}, "x_multimoe.experts"),
-    "an unknown way to combine": ({"x_multimoe": {"combine": "vote"}}, "x_multimoe.combine"),
+    "an unknown way to combine": ({"x_multimoe": {"combine": "mean"}}, "x_multimoe.combine"),
     "infinite cost as a string": ({"x_multimoe": {"max_cost": "nan"}}, "x_multimoe.max_cost"),
 }
 
@@ -279,9 +281,12 @@ async def test_special_tokens_are_text(client):
 # --- what becomes of a good one ---
 
 
+DECODERS = Decoders(Limits())
+
+
 def request_of(*messages: dict[str, Any], limits: Limits | None = None, **body: Any) -> Any:
     parsed = ChatBody.model_validate({"messages": messages, **body})
-    return asyncio.run(chat_request(parsed, "chatcmpl-1", limits or Limits()))
+    return asyncio.run(chat_request(parsed, "chatcmpl-1", limits or Limits(), DECODERS, Fetcher()))
 
 
 def test_roles_become_ours_and_empty_turns_are_left_out():

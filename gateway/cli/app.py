@@ -8,7 +8,22 @@ import typer
 from typer.core import TyperGroup
 
 import multimoe
-from gateway.cli import ask, config, experts, feedback, gate, machine, serve, weights
+from gateway.cli import (
+    ask,
+    calibrate,
+    check,
+    config,
+    evaluate,
+    experts,
+    feedback,
+    gate,
+    keys,
+    machine,
+    report,
+    scaffold,
+    serve,
+    weights,
+)
 from gateway.cli.console import explain
 from gateway.cli.session import Session
 
@@ -84,7 +99,11 @@ def version() -> None:
     typer.echo(multimoe.__version__)
 
 
-for command in (serve.serve, ask.ask, ask.route, ask.rate, machine.doctor):
+for command in (serve.serve, ask.ask, ask.route, ask.rate, report.report, machine.doctor):
     app.command()(command)
-for noun in (experts.app, gate.app, feedback.app, weights.app, config.app):
+experts.app.command()(check.check)
+experts.app.command()(scaffold.new)
+gate.app.command()(calibrate.calibrate)
+gate.app.command()(evaluate.evaluate)
+for noun in (experts.app, gate.app, feedback.app, weights.app, config.app, keys.app):
     app.add_typer(noun)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gateway.cli.console import NOT_BETTER, AsJson, Json, err, print_json, print_table, short
+from gateway.cli.console import NOT_BETTER, AsJson, Json, err, percent, print_json, print_table, short
 from gateway.cli.session import Session, session
+from gateway.verdicts import became, why
 from multimoe.errors import MultimoeError
 
 if TYPE_CHECKING:
@@ -22,19 +23,20 @@ if TYPE_CHECKING:
 app = typer.Typer(name="gate", help="See, train, promote and roll back versions of the gate.", no_args_is_help=True)
 
 POLL_SECONDS = 0.3
+ON_TRIAL = ("shadow", "canary")
 
 Version = Annotated[int, typer.Argument(min=0, help="A version, as `multimoe gate list` shows it.")]
 
 
 @app.command("list")
 def list_versions(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Every version, when and from how many ratings it was made, and which one serves."""
+    """Every version, when and from how many ratings it was made, how far it came and why no further."""
     with gates(session(ctx)) as at:
         versions = at.versions()
     if as_json:
         print_json(versions)
         return
-    columns = ("version ", "alias", "made", "parent ", "ratings ", "gain, 95 % interval", "verdict")
+    columns = ("version ", "stage", "made", "parent ", "ratings ", "gain, 95 % interval", "why")
     print_table(columns, [_row(version) for version in versions])
 
 
@@ -49,29 +51,62 @@ def show(
 
 
 @app.command()
+def status(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Which version serves, which one is on trial beside it, and what ratings say of both so far."""
+    with gates(session(ctx)) as at:
+        gate = at.gate()
+    print_json(gate) if as_json else typer.echo("\n".join(stages(gate)))
+
+
+@app.command()
 def train(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Learn from the ratings, judge on later ones, promote only what is better. Exits 3 when nothing is promoted."""
+    """Learn from the ratings, judge on later ones, and let only what is better on its way to serve.
+
+    The catalog's gate.rollout says by which stages. Exits 3 when the new version is kept and nothing else.
+    """
     from gateway.offline import OfflineGates
 
     with gates(session(ctx)) as at, progress() as bar:
         follow = Follow(bar)
         manifest = at.retrain(follow) if isinstance(at, OfflineGates) else _in_the_product(at, follow)
     print_json(manifest) if as_json else typer.echo(verdict(manifest))
-    if not manifest.get("promoted"):
+    if not manifest.get("promoted") and manifest.get("stage") not in ON_TRIAL:
         raise typer.Exit(NOT_BETTER)
 
 
 @app.command()
-def promote(ctx: typer.Context, version: Version) -> None:
-    """Serve this version from now on, whatever its figures say."""
+def promote(
+    ctx: typer.Context,
+    version: Version,
+    canary: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=0.5, help="Answer only this share of requests, and let ratings decide."),
+    ] = None,
+    shadow: Annotated[bool, typer.Option(help="Only decide beside the champion, and answer nothing.")] = False,
+) -> None:
+    """Serve this version from now on, whatever its figures say; or put it on trial first."""
+    if canary and shadow:
+        raise typer.BadParameter("give --canary or --shadow, not both")
     with gates(session(ctx)) as at:
+        if canary or shadow:
+            at.put_on_trial(version, canary or 0.0)
+            typer.echo("\n".join(stages(at.gate())))
+            return
         at.promote(version)
     typer.echo(f"gate {version} serves")
 
 
 @app.command()
+def withdraw(ctx: typer.Context) -> None:
+    """End the trial, canary or shadow; the champion goes on."""
+    with gates(session(ctx)) as at:
+        at.withdraw()
+        typer.echo("\n".join(stages(at.gate())))
+
+
+@app.command()
 def rollback(ctx: typer.Context) -> None:
-    """Serve the version again that served before."""
+    """Withdraw the canary; where there is none, serve the version again that served before."""
     with gates(session(ctx)) as at:
         at.rollback()
         now = at.gate()
@@ -110,9 +145,32 @@ def progress() -> Progress:
 
 def verdict(manifest: Json) -> str:
     """One sentence on what came of a retraining."""
-    version, why = manifest.get("version"), manifest.get("reason", "")
-    done = "is promoted and serves" if manifest.get("promoted") else "is kept but not promoted"
-    return f"gate {version} {done}: {why}"
+    kept = "is promoted and serves" if manifest.get("promoted") else "is kept but not promoted"
+    return f"gate {manifest.get('version')} {became(manifest, kept)}: {manifest.get('reason', '')}"
+
+
+def stages(gate: Json) -> list[str]:
+    """Who serves and who is on trial, in a few lines."""
+    lines = [f"gate {gate.get('version')} serves"]
+    if watch := gate.get("watch"):
+        against = f"against what gate {watch['against']} earned before"
+        lines.append(f"  on probation: {_gain(watch['earned'])} of {watch['enough']}, {against}")
+    if (trial := gate.get("challenger")) is None:
+        return [*lines, "no version is on trial"]
+    does = f"answers {percent(trial['share'])} of requests" if trial["share"] else "answers nothing"
+    lines.append(f"gate {trial['version']} is in {trial['stage']} since {str(trial['since'])[:16]} and {does}")
+    if seen := trial.get("seen"):
+        cost = seen["cost"]
+        lines.append(
+            f"  chooses as the champion on {percent(seen['agreement'])} of {seen['requests']} requests, at "
+            f"US${cost['challenger']:.3g} each instead of US${cost['champion']:.3g}"
+        )
+    return [*lines, f"  by ratings: {_gain(earned)}"] if (earned := trial.get("earned")) else lines
+
+
+def _gain(earned: Json) -> str:
+    gain = earned["gain"]
+    return f"{gain['value']:+.3f} ({gain['low']:+.2f} to {gain['high']:+.2f}) on {earned['ratings']} rated answers"
 
 
 def result(job: Json) -> Json:
@@ -150,10 +208,10 @@ def _row(version: Json) -> tuple[object, ...]:
     gain: Json = (version.get("metrics") or {}).get("gain_doubly_robust") or {}
     return (
         version.get("version"),
-        ", ".join(version.get("aliases", [])),
+        version.get("stage"),
         str(version.get("created") or "")[:16],
         version.get("parent"),
         version.get("ratings"),
         f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else "",
-        short(version.get("reason")),
+        short(why(version)),
     )

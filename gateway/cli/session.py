@@ -1,5 +1,6 @@
 """What every command shares: which catalog, which server. Both are found only when a command asks for them."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ class Session:
     def client(self) -> "Client":
         from gateway.client import Client
 
-        return Client(self.url)
+        return Client(self.url, os.environ.get("MULTIMOE_API_KEY"))
 
 
 def session(ctx: typer.Context) -> Session:

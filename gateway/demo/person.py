@@ -37,6 +37,17 @@ OPINIONS = (
     "What a {w} {a}! My family {v} it.",
 )
 THINGS = ("hotel", "film", "dinner", "phone", "book", "train ride", "concert", "coffee", "garden", "lamp")
+QUESTIONS = (
+    "What is the capital of {p}?",
+    "How do {t} work?",
+    "Give me {n} ideas for a weekend in {p}.",
+    "Write {n} lines about {t}.",
+    "Why are there so many {t} in {p}?",
+    "Which {t} should I see in {p} within {n} days?",
+)
+PLACES = ("Italy", "Japan", "Peru", "Kenya", "Canada", "Egypt", "Iceland", "India", "Poland", "Chile")
+TOPICS = ("rainbows", "volcanoes", "magnets", "bridges", "tides", "engines", "bees", "glaciers", "castles", "rivers")
+ENDINGS = ("json", "py", "csv", "html", "sh", "rs", "sql", "xml", "c", "toml")
 LIKED = (("wonderful", "loved"), ("excellent", "enjoyed"), ("terrible", "hated"), ("awful", "regretted"))
 
 
@@ -59,10 +70,26 @@ def opinion(draw: random.Random) -> Wish:
     return Wish(draw.choice(OPINIONS).format(a=draw.choice(THINGS), w=w, v=v), "labels")
 
 
+def question(draw: random.Random) -> Wish:
+    asked = draw.choice(QUESTIONS)
+    return Wish(asked.format(p=draw.choice(PLACES), t=draw.choice(TOPICS), n=draw.randint(2, 9)), "text")
+
+
+def file(draw: random.Random) -> Wish:
+    asked = draw.choice(
+        ("What kind of file is {a}.{e}?", "Which format does {a}.{e} have?", "Is {a}.{e} code or data?")
+    )
+    return Wish(asked.format(a=draw.choice(NAMES), e=draw.choice(ENDINGS)), "labels")
+
+
 def wishes(count: int, seed: int = 0) -> list[Wish]:
-    """Three snippets of code to every opinion, no two alike as far as that goes, in random order."""
+    """Of every hundred about 55 snippets of code, 22 opinions, 10 plain questions and 13 about files, in random order.
+
+    Without the last two nobody would have rated what most people ask, and what was learned from code would spread
+    there: the golden requests (deploy/golden.yaml) refused such a gate.
+    """
     draw = random.Random(seed)  # noqa: S311  # a world for a demo, not a secret
-    return [opinion(draw) if draw.random() < 0.25 else snippet(draw) for _ in range(count)]
+    return [draw.choices((snippet, opinion, question, file), (55, 22, 10, 13))[0](draw) for _ in range(count)]
 
 
 def misrouted(visitor: Visitor, tries: int = 20) -> Wish:

@@ -8,29 +8,30 @@ from typing import cast
 import gradio as gr
 from fastapi import FastAPI, Response
 
-from gateway.client import Client
 from gateway.page import look
 from gateway.page.chat import Chat, plain
+from gateway.page.door import Door, Sessions
 from gateway.page.gate import Gate
 
 STATUS_SECONDS = 30
+SWEPT = (3600, 12 * 3600)  # seconds: how often uploads are looked through, and how old they may become
 UPLOAD = "25mb"  # per file, before the API's own and finer limits
+IDLE_SECONDS = 0.02  # between two looks for something to do; Gradio's millisecond takes 6 % of a core for nothing
 CONCURRENT = 32  # answers that stream at once; Gradio's default is one
 
 BRAND = f'<div class="mm-brand">{look.MARK}<b>multimoe</b><span>one question, the right experts</span></div>'
 
 
-def build_page(api_url: str, api_key: str | None = None) -> gr.Blocks:
-    """The page as a client of the API at `api_url`. Nothing is asked of the API before a browser opens the page."""
-    client = Client(api_url, api_key)
-    with gr.Blocks(title="multimoe", analytics_enabled=False, fill_width=True) as page:
+def build_page(sessions: Sessions) -> gr.Blocks:
+    """The page as a client of the API. Nothing is asked of the API before a browser opens the page."""
+    with gr.Blocks(title="multimoe", analytics_enabled=False, fill_width=True, delete_cache=SWEPT) as page:
         with gr.Row(elem_classes="mm-head"):
             plain(BRAND)
             status = plain("")
         with gr.Tab("Chat"):
-            chat = Chat(client)
+            chat = Chat(sessions)
         with gr.Tab("Gate") as tab:
-            gate = Gate(client, chat.bridge)
+            gate = Gate(sessions, chat.bridge)
         tab.select(gate.show, None, [gate.cards, gate.job, gate.versions], api_visibility="private")
         page.load(chat.status, None, status, show_progress="hidden", api_visibility="private")
         page.load(chat.greet, None, [chat.preset, chat.without], show_progress="hidden", api_visibility="private")
@@ -38,16 +39,22 @@ def build_page(api_url: str, api_key: str | None = None) -> gr.Blocks:
             change.then(chat.status, None, status, show_progress="hidden", api_visibility="private")
         gr.Timer(STATUS_SECONDS).tick(chat.status, None, status, show_progress="hidden", api_visibility="private")
     page.queue(default_concurrency_limit=CONCURRENT)
+    page._queue.sleep_when_free = IDLE_SECONDS
     return cast(gr.Blocks, page)
 
 
-def mount_page(app: FastAPI, api_url: str, path: str = "/ui", api_key: str | None = None) -> FastAPI:
-    """Serve the page under `path` of `app`, with its look and without anything that asks other hosts."""
+def mount_page(app: FastAPI, api_url: str, path: str = "/ui") -> FastAPI:
+    """Serve the page under `path` of `app`, with its look and without anything that asks other hosts.
+
+    Where the API asks for keys, a browser has to show one before anything but the door is served.
+    """
+    sessions = Sessions(api_url)
+    app.add_middleware(Door, sessions=sessions, path=path)
     app.get("/favicon.ico", include_in_schema=False)(_icon)  # browsers ask for it at the root, whatever the page says
     app.add_middleware(look.Policy, path=path)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        build_page(api_url, api_key),
+        build_page(sessions),
         path=path,
         theme=look.theme(),
         css_paths=[look.STYLE],

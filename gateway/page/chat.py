@@ -1,6 +1,7 @@
 """The chat: a box to ask in, answers that stream, who gave them, and thumbs that go to the API.
 
-Everything it shows comes from the REST API through one `Client`. A visit's turns live as long as its page is open.
+Everything it shows comes from the REST API through the visitor's own `Client`. A visit's turns
+live as long as its page is open.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import gradio as gr
 from gateway.client import Client, Json, chat_body
 from gateway.page import look
 from gateway.page.answer import footer
+from gateway.page.door import Sessions
 from gateway.page.examples import Example, available
 from gateway.page.html import name
 from gateway.page.inspector import inspector
@@ -35,8 +37,8 @@ def plain(html: str, **options: Any) -> gr.HTML:
 class Chat:
     """Builds its part of the page where it is created; `status` and `greet` are for the page's load event."""
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
         self.examples: tuple[Example, ...] = available()
         self.visit = gr.State(Visit.begin, time_to_live=12 * 3600)
         with gr.Row(equal_height=False):
@@ -95,35 +97,44 @@ class Chat:
         self.bridge.rate(self.rate, self.visit, self.log, **quiet)
         self.bridge.inspect(self.inspect, self.visit, self.inspector, **quiet)
 
-    def greet(self) -> View:
+    def greet(self, request: gr.Request) -> View:
         """Fill the options from what the API offers; an unreachable API leaves them as they are."""
+        client = self._client(request)
         try:
-            models, experts = self.client.models(), [name(expert) for expert in self.client.experts()]
+            models, experts = client.models(), [name(expert) for expert in client.experts()]
         except MultimoeError:
             return gr.skip(), gr.skip()
         return gr.Radio(choices=_presets(models)), gr.CheckboxGroup(choices=experts)
 
-    def status(self) -> str:
+    def status(self, request: gr.Request) -> str:
+        client = self._client(request)
         try:
-            return status(self.client.gate(), self.client.experts())
+            return status(_gate(client), client.experts())
         except MultimoeError as error:
             return status(None, (), f"Gateway offline: {error}" if error.code == "unreachable" else str(error))
 
-    def send(self, visit: Visit, box: Json, preset: str, *options: Any) -> Iterator[View]:
+    def send(self, request: gr.Request, visit: Visit, box: Json, preset: str, *options: Any) -> Iterator[View]:
         turn = _turn(box)
         if turn is None:
             yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
             return
-        yield from self._answer(visit, turn, preset, _policy(*options))
+        yield from self._answer(self._client(request), visit, turn, preset, _policy(*options))
 
     def try_example(
-        self, visit: Visit, preset: str, top_k: int, explore: bool, without: list[str], e: gr.EventData
+        self,
+        request: gr.Request,
+        visit: Visit,
+        preset: str,
+        top_k: int,
+        explore: bool,
+        without: list[str],
+        e: gr.EventData,
     ) -> Any:
         example = self.examples[int(e._data["number"])]
         turn = Turn(example.text, tuple(example.files()))
-        yield from self._answer(visit, turn, preset, _policy(top_k, explore, without))
+        yield from self._answer(self._client(request), visit, turn, preset, _policy(top_k, explore, without))
 
-    def route_only(self, visit: Visit, box: Json, preset: str, *options: Any) -> View:
+    def route_only(self, request: gr.Request, visit: Visit, box: Json, preset: str, *options: Any) -> View:
         turn = _turn(box)
         if turn is None:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
@@ -131,7 +142,7 @@ class Chat:
         visit.shown = len(visit.turns) - 1
         try:
             messages = chat_body(turn.text, turn.files)
-            turn.info = self.client.route(messages, preset, x_multimoe=_policy(*options), user=visit.user)
+            turn.info = self._client(request).route(messages, preset, x_multimoe=_policy(*options), user=visit.user)
             turn.state = "routed"
         except MultimoeError as error:
             turn.state, turn.problem = "failed", str(error)
@@ -149,19 +160,20 @@ class Chat:
         visit.turns.clear()
         return gr.HTML(visible=True), gr.Chatbot(value=[], visible=False), inspector(None), _box(busy=False)
 
-    def rate(self, visit: Visit, event: gr.EventData) -> list[Any]:
+    def rate(self, request: gr.Request, visit: Visit, event: gr.EventData) -> list[Any]:
         """Store a thumb or its reason; the same button again takes it back."""
+        client = self._client(request)
         pressed: Json = event._data
         turn = visit.turns[int(pressed["turn"])]
         who, value = pressed.get("expert", ANSWER), pressed["value"]
         taken_back = turn.ratings.get(who) == value or (value == "bad" and turn.ratings.get(who, "good") != "good")
         try:
             if taken_back:
-                self.client.unrate(turn.completion_id, expert=who or None, user=visit.user)
+                client.unrate(turn.completion_id, expert=who or None, user=visit.user)
                 del turn.ratings[who]
             else:
                 label = value if value not in ("good", "bad") else None
-                self.client.feedback(turn.completion_id, RATED[value], expert=who or None, label=label, user=visit.user)
+                client.feedback(turn.completion_id, RATED[value], expert=who or None, label=label, user=visit.user)
                 turn.ratings[who] = value
             turn.note = TAKEN_BACK if taken_back else SAVED
         except MultimoeError as error:
@@ -172,14 +184,14 @@ class Chat:
         visit.shown = int(event._data["turn"])
         return inspector(visit.turns[visit.shown])
 
-    def _answer(self, visit: Visit, turn: Turn, preset: str, policy: Json) -> Iterator[View]:
+    def _answer(self, client: Client, visit: Visit, turn: Turn, preset: str, policy: Json) -> Iterator[View]:
         history = visit.history()
         visit.turns.append(turn)
         visit.shown = len(visit.turns) - 1
         yield *self._draw(visit), _box(busy=True)
         try:
             messages = history + chat_body(turn.text, turn.files)
-            visit.stream = self.client.stream_chat(messages, preset, x_multimoe=policy, user=visit.user)
+            visit.stream = client.stream_chat(messages, preset, x_multimoe=policy, user=visit.user)
             for handful in handfuls(visit.stream, REDRAW_SECONDS):
                 for event in handful:
                     turn.take(event)
@@ -193,9 +205,22 @@ class Chat:
                 visit.stream = None
         yield *self._draw(visit), _box(busy=False, clear=False)
 
+    def _client(self, request: gr.Request) -> Client:
+        return self.sessions.client(request.cookies)
+
     def _draw(self, visit: Visit) -> View:
         turn = visit.turns[visit.shown] if visit.turns else None
         return gr.HTML(visible=False), gr.Chatbot(value=_messages(visit), visible=True), inspector(turn)
+
+
+def _gate(client: Client) -> Json | None:
+    """None where the visitor's key reaches the experts, but not the gate."""
+    try:
+        return client.gate()
+    except MultimoeError as error:
+        if error.code != "scope_missing":
+            raise
+        return None
 
 
 def _turn(box: Json) -> Turn | None:

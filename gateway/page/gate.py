@@ -1,15 +1,16 @@
 """The gate's tab: which version answers, what came of each retraining, and the buttons to retrain and to go back."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
 from gateway.client import Client, Json
 from gateway.page.chat import plain
+from gateway.page.door import Sessions
 from gateway.page.html import done, problem
-from gateway.page.versions import gate_cards, job, versions
+from gateway.page.versions import gate_cards, job, trial, versions
 from multimoe.errors import MultimoeError
 
 POLL_SECONDS = 0.7
@@ -24,8 +25,8 @@ class Gate:
     `changes` are the events after which another version may answer.
     """
 
-    def __init__(self, client: Client, bridge: gr.HTML) -> None:
-        self.client = client
+    def __init__(self, sessions: Sessions, bridge: gr.HTML) -> None:
+        self.sessions = sessions
         self.cards = plain("")
         with gr.Row(elem_classes="mm-under"):
             self.retrain = gr.Button("Retrain from ratings", variant="primary", size="md", min_width=220, scale=0)
@@ -42,38 +43,45 @@ class Gate:
             bridge.promote(self.promote, None, shown, **quiet),
         )
 
-    def show(self, said: str = "") -> View:
-        """Everything anew; `said` is the line between buttons and table."""
-        try:
-            gate, rows, stats = self.client.gate(), self.client.versions(), self.client.stats()
-        except MultimoeError as error:
-            return gr.skip(), problem(str(error)), gr.skip()
-        return gate_cards(gate, stats), said, versions(rows, gate.get("version"))
+    def show(self, request: gr.Request) -> View:
+        """Everything anew."""
+        return _shown(self.sessions.client(request.cookies))
 
-    def train(self) -> Iterator[View]:
+    def train(self, request: gr.Request) -> Iterator[View]:
         """Start a retraining and follow it to its end."""
+        client = self.sessions.client(request.cookies)
         try:
             running: Json = {"status": "running"}
-            job_id = self.client.train()
+            job_id = client.train()
             while running.get("status") not in ENDED:
                 yield gr.skip(), job(running), gr.skip()
                 time.sleep(POLL_SECONDS)
-                running = self.client.job(job_id)
+                running = client.job(job_id)
         except MultimoeError as error:
             yield gr.skip(), problem(str(error)), gr.skip()
             return
-        yield self.show(job(running))
+        yield _shown(client, job(running))
 
-    def promote(self, event: gr.EventData) -> View:
+    def promote(self, event: gr.EventData, request: gr.Request) -> View:
         version = int(event._data["version"])
-        return self._change(lambda: self.client.promote(version))
+        return self._change(request, lambda client: client.promote(version))
 
-    def roll_back(self) -> View:
-        return self._change(self.client.rollback)
+    def roll_back(self, request: gr.Request) -> View:
+        return self._change(request, Client.rollback)
 
-    def _change(self, ask: Any) -> View:
+    def _change(self, request: gr.Request, ask: Callable[[Client], object]) -> View:
+        client = self.sessions.client(request.cookies)
         try:
-            ask()
-            return self.show(done(f"Gate {self.client.gate().get('version')} answers now."))
+            ask(client)
+            return _shown(client, done(f"Gate {client.gate().get('version')} answers now."))
         except MultimoeError as error:
             return gr.skip(), problem(str(error)), gr.skip()
+
+
+def _shown(client: Client, said: str = "") -> View:
+    """Cards, the line between buttons and table, and the table."""
+    try:
+        gate, rows, stats = client.gate(), client.versions(), client.stats()
+    except MultimoeError as error:
+        return gr.skip(), problem(str(error)), gr.skip()
+    return gate_cards(gate, stats), said, trial(gate) + versions(rows, gate.get("version"))

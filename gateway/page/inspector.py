@@ -64,7 +64,8 @@ def _considered(turn: Turn) -> str:
 
 
 def _timeline(turn: Turn) -> str:
-    times = {step: number(ms) for step, ms in (turn.info.get("timing_ms") or {}).items() if step != "total"}
+    measured = turn.info.get("timing_ms") or {}
+    times = {step: number(ms) for step, ms in measured.items() if step not in ("total", "first_token")}
     if not sum(times.values()):
         return ""
     blocks = "".join(
@@ -78,7 +79,8 @@ def _timeline(turn: Turn) -> str:
 def _facts(turn: Turn) -> str:
     info, usage = turn.info, turn.usage
     shown: Mapping[str, object] = {
-        "how blended": info.get("combine"),
+        "how blended": " because ".join(filter(None, (info.get("combine"), info.get("combine_reason")))),
+        "first word after": span(first) if (first := (info.get("timing_ms") or {}).get("first_token")) else None,
         "read as": ", ".join(map(str, info.get("modalities") or ())),
         "propensity": f"{number(info['propensity']):.3f}" if info.get("propensity") is not None else None,
         "explored": {True: "yes, drawn by chance", False: "no, the likeliest"}.get(bool(info.get("explored"))),

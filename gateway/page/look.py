@@ -1,5 +1,6 @@
 """How the page looks and what it may load: theme, style, and a policy that lets the browser ask only this host."""
 
+import secrets
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,11 +25,24 @@ ICON = (
     '<path d="M4 6c9 0 9 10 16 10" stroke="#2F6DB5"/><path d="M4 16h16" stroke="#D9822B"/>'
     '<path d="M4 26c9 0 9-10 16-10" stroke="#1E8E6E"/><circle cx="24" cy="16" r="5" fill="#1F6F5C"/></svg>'
 )
-# An answer may contain a picture's address; the browser must not fetch it and so tell somebody what was asked.
+# An answer may contain a picture's address; the browser must not fetch it and so tell somebody what was asked. No
+# script runs but this host's files and those in the page as it was served. Gradio makes functions of text.
 POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
+    "default-src 'self'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; worker-src 'self' blob:; "
+    "style-src 'self' 'unsafe-inline'; font-src 'self' data:; img-src 'self' data: blob:; "
+    "media-src 'self' data: blob:; connect-src 'self' data: blob:; frame-src 'none'; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"  # of what was uploaded: shown, never run
+SHUT = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",  # with none at all a form of our own would come from "null"
+    "permissions-policy": "microphone=(self), camera=(), geolocation=(), payment=(), usb=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+SHOWN = ("image/png", "image/jpeg", "image/webp", "image/gif", "audio/", "video/")  # the rest is downloaded, not opened
 HEAD = f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">'
 
 # One listener for every button made by `html.py`; it lives as long as the page.
@@ -51,20 +65,63 @@ document.addEventListener('click', event => {
 
 
 class Policy:
-    """ASGI middleware: what is served under `path` carries `POLICY`."""
+    """ASGI middleware: what is served under `path` says what a browser may do with it.
+
+    The scripts of a page get a word that is drawn anew each time and stands in its `POLICY` too, so that no other runs.
+    """
 
     def __init__(self, app: ASGIApp, path: str) -> None:
         self.app = app
         self.path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["content-security-policy"] = POLICY
-            await send(message)
+        if scope["type"] != "http" or not scope["path"].startswith(self.path):
+            await self.app(scope, receive, send)
+            return
+        await self.app(scope, receive, Marked(send, scope).send)
 
-        ours = scope["type"] == "http" and scope["path"].startswith(self.path)
-        await self.app(scope, receive, with_policy if ours else send)
+
+class Marked:
+    """One response on its way out. A page is held back until it is whole; everything else goes on as it comes."""
+
+    def __init__(self, send: Send, scope: Scope) -> None:
+        self._send = send
+        self._file = "/gradio_api/file=" in scope["path"]
+        self._secure = scope.get("scheme") == "https"
+        self._nonce = secrets.token_urlsafe(16)
+        self._page: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif self._page is None:
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._whole(self._page)
+
+    async def _begin(self, message: Message) -> None:
+        headers = MutableHeaders(scope=message)
+        kind = headers.get("content-type", "")
+        for name, value in SHUT.items():
+            headers[name] = value
+        if self._secure:
+            headers["strict-transport-security"] = "max-age=31536000"
+        headers["content-security-policy"] = FILE_POLICY if self._file else POLICY.format(nonce=self._nonce)
+        if self._file and not kind.startswith(SHOWN):
+            headers["content-disposition"] = "attachment"
+        if kind.startswith("text/html") and not self._file and "content-encoding" not in headers:
+            self._page = message
+        else:
+            await self._send(message)
+
+    async def _whole(self, start: Message) -> None:
+        body = self._body.replace(b"<script", f'<script nonce="{self._nonce}"'.encode())
+        MutableHeaders(scope=start)["content-length"] = str(len(body))
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": body})
 
 
 def theme() -> gr.themes.Base:

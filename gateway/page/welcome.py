@@ -35,9 +35,9 @@ def welcome(examples: Sequence[Example]) -> str:
 
 
 def status(gate: Json | None, experts: Sequence[Json], problem: str = "") -> str:
-    """The pill in the page's head: which gate answers, and with how many experts."""
+    """The pill in the page's head: which gate answers, where that may be known, and with how many experts."""
     if problem:
         return f'<div class="mm-status mm-off" role="status"><i></i>{e(problem)}</div>'
     up = sum(expert.get("state") in ("ready", "asleep") for expert in experts)
-    version = f"gate {e((gate or {}).get('version', '?'))}"
-    return f'<div class="mm-status" role="status"><i></i>{version} · {up}/{len(experts)} experts ready</div>'
+    version = f"gate {e(gate.get('version', '?'))} · " if gate else ""
+    return f'<div class="mm-status" role="status"><i></i>{version}{up}/{len(experts)} experts ready</div>'

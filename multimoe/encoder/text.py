@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from multimoe.config import EncoderSpec
 from multimoe.embedding import CONCEPT, Vector
+from multimoe.encoder.prompt import prompt_features
 from multimoe.encoder.vectors import Vectors, plain, unit
 from multimoe.errors import BadConfig
 from multimoe.expert import FindWeights
@@ -29,7 +30,7 @@ TEXTS_AT_ONCE = 64
 
 
 class TextEncoder:
-    """all-MiniLM-L6-v2: mean over tokens, length 1. Its concept is its features."""
+    """all-MiniLM-L6-v2: mean over tokens, length 1. Its features are that and what can be counted in the prompt."""
 
     def __init__(self, spec: EncoderSpec, weights: FindWeights, text: "TextEncoder | None" = None) -> None:
         self.folder = weights(weights_uri(spec))
@@ -38,7 +39,8 @@ class TextEncoder:
         self._tokenizing = threading.Lock()  # fast tokenizers refuse to be used by two threads
 
     def embed(self, parts: Sequence[str]) -> list[Vector]:
-        return [Vector(vector, vector) for vector in self.embed_texts(parts)]
+        concepts = self.embed_texts(parts)
+        return [Vector(f, c) for f, c in zip(features(concepts, parts), concepts, strict=True)]
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """(n, CONCEPT) float32, each of length 1."""
@@ -73,6 +75,11 @@ class TextEncoder:
         states = self._model(**tokens).last_hidden_state  # (n, tokens, d)
         mask = tokens["attention_mask"].unsqueeze(-1)  # (n, tokens, 1)
         return plain(normalize((states * mask).sum(1) / mask.sum(1), dim=-1))
+
+
+def features(concepts: Vectors, prompts: Sequence[str]) -> Vectors:
+    """What the gate learns from, (n, CONCEPT + PROMPT): a prompt's embedding, and what can be counted in it."""
+    return np.hstack([concepts, prompt_features(prompts)])
 
 
 def weights_uri(spec: EncoderSpec, name: str = "model") -> str:

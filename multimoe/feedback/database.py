@@ -2,16 +2,18 @@
 
 SQLite runs with a rollback journal, never WAL: up to 3.51.2 its "WAL-reset" race loses commits when two connections
 write (https://sqlite.org/wal.html#walresetbug). `synchronous=EXTRA` also flushes the folder after the journal is
-deleted; with FULL a power cut just after a commit can bring the journal, and so the old state, back.
+deleted; with FULL a power cut just after a commit can bring the journal, and so the old state, back. PostgreSQL waits
+for its disk before it says that something is committed, whatever its own default is.
 """
 
 import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import alembic.command
 from alembic.config import Config
@@ -26,37 +28,53 @@ MIGRATIONS: Final = Path(__file__).parent.parent / "migrations"
 VERSION_TABLE: Final = "multimoe_version"  # not Alembic's default, so that MLflow and others fit in the same database
 MIGRATION_LOCK: Final = 0x6D756C74696D6F65  # "multimoe" as a 64-bit number
 PRAGMAS: Final = ("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON")
-DURABLE: Final = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}
+DURABLE: Final = ("fsync", "full_page_writes")  # of PostgreSQL's server; what is left of it a session may set itself
+WAIT_FOR_DISK: Final = (
+    "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name = 'synchronous_commit' AND setting = 'off'"
+)
+KEEP_ALIVE: Final = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 LOCKED: Final = "the store is locked by another writer; try again in a few seconds"
 GONE: Final = "the store does not answer; check that its server runs and that store.url is right, then try again"
+OTHER_SCHEMA: Final = "the store's tables are not those of this multimoe; was it upgraded elsewhere, or emptied?"
+ALIEN: Final = ("no such table", "no such column", "has no column", 'relation "', 'column "', "NOT NULL constraint")
 ADVICE: Final = (  # pieces of the driver's message -> what happened and what to do
     (("locked", "lock timeout"), LOCKED),
     (("QueuePool limit",), "every connection to the store is busy; try again in a few seconds"),
     (("disk is full", "No space left"), "the disk of the store is full; free some space"),
+    (("DBMOVED",), "the store's file was moved or deleted; put it back, or restart to begin an empty one"),
     (("readonly", "read-only"), "the store is read-only; make its file and folder writable, or change store.url"),
     (("malformed",), "the store's file is damaged; restore a backup"),
     (("not a database",), "the store's file is no SQLite database; change store.url"),
     (("unable to open",), "the store's file cannot be opened; see that store.url names a folder that can be written"),
     (("disk I/O error",), "the disk of the store reports an error; check the disk"),
     (("password authentication",), "the store refuses the login; check user and password in store.url"),
+    (ALIEN, OTHER_SCHEMA),
     (("does not exist",), "the store's database is missing; create it or check store.url"),
 )
 
 
 class Database:
-    """One engine, and transactions that either commit or raise `Unavailable`. Safe to use from many threads."""
+    """One engine, and transactions that either commit or raise `Unavailable`. Safe to use from many threads.
 
-    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
-        self.engine = _engine(_checked(url), timeout_s)
+    With `at_once` False a store that is away when this is made is opened by whoever uses it first once it is back.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 5.0, at_once: bool = True) -> None:
+        checked = _checked(url)
+        self.engine = _engine(checked, timeout_s)
         self._writer = self.engine.execution_options(immediate=True)
+        self._file = _file(checked)
         self._timeout_s = timeout_s
         self._turn = threading.Lock()
+        self._opening = threading.Lock()
+        self._opened = False
         try:
-            self._migrate()
-            if self.engine.dialect.name == "postgresql":
-                self._warn_unless_durable()
-        except BaseException:
+            self._open()
+        except BaseException as error:
+            if isinstance(error, Unavailable) and not at_once:
+                logger.warning("the store is opened later: %s", error)
+                return
             self.close()
             raise
 
@@ -66,14 +84,35 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A short transaction; a long one would keep SQLite's writers waiting."""
-        with _as_unavailable(), self.engine.begin() as connection:
+        self._open()
+        with self._as_unavailable(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that is on disk when the block has been left. On SQLite it holds the only writer's place."""
-        with _as_unavailable(), self._my_turn(), self._writer.begin() as connection:
+        self._open()
+        with self._as_unavailable(), self._my_turn(), self._writer.begin() as connection:
             yield connection
+
+    @contextmanager
+    def alone(self, name: str, patience_s: float) -> Iterator[None]:
+        """One at a time, of all machines that share this PostgreSQL. SQLite is of one machine: lock a file there.
+
+        The end of a process, or of its connection, lets go. Raises Unavailable when another holds it for longer.
+        """
+        if self.engine.dialect.name != "postgresql":
+            yield
+            return
+        with ExitStack() as held:
+            with self._as_unavailable():
+                connection = self.engine.connect()
+                held.callback(_let_go, connection)
+                connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+                connection.execute(text(f"SET LOCAL lock_timeout = {int(patience_s * 1000)}"))
+                locked = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, :seed))")
+                connection.execute(locked, {"name": name, "seed": MIGRATION_LOCK})
+            yield
 
     @contextmanager
     def _my_turn(self) -> Iterator[None]:
@@ -88,26 +127,57 @@ class Database:
         finally:
             self._turn.release()
 
+    def _open(self) -> None:
+        """Once. What is slow about a store that is away is the waiting, so one thread waits and the others are told."""
+        if self._opened:
+            return
+        if not self._opening.acquire(blocking=False):
+            raise Unavailable(GONE, code="store_unavailable")
+        try:
+            with self._as_unavailable():
+                self._migrate()
+                if self.engine.dialect.name == "postgresql":
+                    self._warn_unless_durable()
+            self._opened = True
+        finally:
+            self._opening.release()
+
     def _migrate(self) -> None:
-        with self.reading() as connection:
+        if self._file is not None:
+            _create_private(self._file)
+        with self.engine.begin() as connection:
             if _is_current(connection):
                 return
-        with self.writing() as connection:
+        with self._writer.begin() as connection:
             _wait_for_other_migrations(connection)
             if not _is_current(connection):
                 _upgrade(connection)
 
     def _warn_unless_durable(self) -> None:
-        with self.reading() as connection:
-            for setting, wanted in DURABLE.items():
+        with self.engine.begin() as connection:
+            for setting in DURABLE:
                 value = connection.execute(text(f"SHOW {setting}")).scalar_one()
                 if value in ("off", "false"):
                     logger.warning(
-                        "PostgreSQL runs with %s=%s: a crash can lose ratings that were acknowledged; set it to %s",
+                        "PostgreSQL runs with %s=%s: a crash can lose ratings that were acknowledged; set it to on",
                         setting,
                         value,
-                        wanted,
                     )
+
+    @contextmanager
+    def _as_unavailable(self) -> Iterator[None]:
+        """Trouble of the database becomes Unavailable; a statement that was wrong stays the bug it is."""
+        try:
+            yield
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            said = _said(error)
+            advice = next((advice for pieces, advice in ADVICE if any(piece in said for piece in pieces)), GONE)
+            if isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError) and advice != OTHER_SCHEMA:
+                raise
+            logger.warning("the store failed: %s", said)
+            if self.engine.dialect.name == "sqlite" and advice != LOCKED:
+                self.engine.dispose()  # a connection to a file that was replaced would never see the new one
+            raise Unavailable(advice, code="store_unavailable") from error
 
 
 def _checked(url: str) -> URL:
@@ -127,24 +197,44 @@ def _checked(url: str) -> URL:
 
 def _engine(url: URL, timeout_s: float) -> Engine:
     if url.get_backend_name() == "sqlite":
-        _create_private(Path(str(url.database)))
-        engine = create_engine(url, connect_args={"timeout": timeout_s}, pool_timeout=timeout_s)
+        engine = create_engine(_existing(url), connect_args={"timeout": timeout_s}, pool_timeout=timeout_s)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    options = f"-c lock_timeout={int(timeout_s * 1000)} -c idle_in_transaction_session_timeout=60000"
-    arguments = {"connect_timeout": max(2, round(timeout_s)), "options": options}
-    arguments = {key: value for key, value in arguments.items() if key not in url.query}
+    arguments = postgres_arguments(url, timeout_s)
     try:
-        return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_timeout=timeout_s)
+        engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_timeout=timeout_s)
     except ImportError as error:
         raise BadConfig(f"store.url needs a driver: pip install 'multimoe[postgres]' ({error})", "store.url") from error
+    event.listen(engine, "connect", _set_up_postgres)
+    return engine
+
+
+def postgres_arguments(url: URL, timeout_s: float) -> dict[str, Any]:
+    """How a connection is made, where the URL does not say it itself."""
+    options = f"-c lock_timeout={int(timeout_s * 1000)} -c idle_in_transaction_session_timeout=60000"
+    arguments = {"connect_timeout": max(2, round(timeout_s)), "options": options, **KEEP_ALIVE}
+    return {key: value for key, value in arguments.items() if key not in url.query}
+
+
+def _file(url: URL) -> Path | None:
+    """SQLite's file, where we are to make it; by a URI of its own SQLite opens one that is there."""
+    if url.get_backend_name() != "sqlite" or str(url.database).startswith("file:"):
+        return None
+    return Path(str(url.database))
+
+
+def _existing(url: URL) -> URL:
+    """So that SQLite makes no file: in place of one that was deleted under a running product an empty one would spring
+    up, without a key in it.
+    """
+    if _file(url) is None:
+        return url
+    return url.set(database=f"file:{quote(str(url.database))}", query={**url.query, "mode": "rw", "uri": "true"})
 
 
 def _create_private(path: Path) -> None:
     """The file holds what people asked, so nobody else on the machine may read it."""
-    if str(path).startswith("file:"):
-        return  # a URI, by which SQLite itself opens a file that is there
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -160,6 +250,17 @@ def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None  # transactions begin where `_begin_sqlite` says, not where the driver guesses
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}").close()
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    if mode == "wal":  # somebody has it open so, and SQLite then leaves it as it is without a word
+        raise Unavailable(
+            "the store's file is in WAL mode, in which SQLite can lose commits; close the program that has it open",
+            code="store_unavailable",
+        )
+
+
+def _set_up_postgres(connection: Any, record: Any) -> None:
+    connection.execute(WAIT_FOR_DISK)
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -200,15 +301,12 @@ def _upgrade(connection: Connection) -> None:
     alembic.command.upgrade(config, "head")
 
 
-@contextmanager
-def _as_unavailable() -> Iterator[None]:
-    """Trouble of the database becomes Unavailable; a statement that was wrong stays the bug it is."""
-    try:
-        yield
-    except (exc.IntegrityError, exc.ProgrammingError, exc.DataError):
-        raise
-    except (exc.DBAPIError, exc.TimeoutError) as error:
-        said = str(getattr(error, "orig", None) or error)
-        advice = next((advice for pieces, advice in ADVICE if any(piece in said for piece in pieces)), GONE)
-        logger.warning("the store failed: %s", said)
-        raise Unavailable(advice, code="store_unavailable") from error
+def _said(error: exc.SQLAlchemyError) -> str:
+    """What the driver says, and SQLite's own name for it, which says more."""
+    original = getattr(error, "orig", None)
+    return f"{original or error} {getattr(original, 'sqlite_errorname', '')}".strip()
+
+
+def _let_go(connection: Connection) -> None:
+    with suppress(exc.DBAPIError):  # whoever took the connection away took the lock with it
+        connection.close()

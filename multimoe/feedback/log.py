@@ -23,11 +23,13 @@ from multimoe.errors import BadInput, NotFound
 from multimoe.feedback import export as exports
 from multimoe.feedback.database import Database
 from multimoe.feedback.jobs import JobLog
+from multimoe.feedback.keys import KeyLog
 from multimoe.feedback.records import Interaction, Rated, Rating, Stats, Target
 from multimoe.feedback.rows import interaction_row, load, outcome_rows, rating_row, ratings_of
 from multimoe.feedback.stats import stats_of
 from multimoe.feedback.tables import RATING_KEY, history, interactions, outcomes, ratings
 
+MOST_RATINGS = 64  # of one answer by one user, under different names or of different experts
 CHUNK = 200  # interactions read in one transaction: about 1 MB with their embeddings
 
 
@@ -35,19 +37,21 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class FeedbackLog(JobLog):
+class FeedbackLog(JobLog, KeyLog):
     """Synchronous and safe to use from many threads. Every method raises Unavailable when the store is not there.
 
     What a method has returned from is on disk.
     """
 
     @classmethod
-    def open(cls, url: str, *, now: Callable[[], datetime] = _utc_now, timeout_s: float = 5.0) -> "FeedbackLog":
+    def open(
+        cls, url: str, *, now: Callable[[], datetime] = _utc_now, timeout_s: float = 5.0, at_once: bool = True
+    ) -> "FeedbackLog":
         """Opens or creates the store at an SQLAlchemy URL and brings its schema up to date.
 
         A locked store is waited for `timeout_s`. Raises BadConfig for a URL that is none of ours or a newer schema.
         """
-        return cls(Database(url, timeout_s), now)
+        return cls(Database(url, timeout_s, at_once), now)
 
     def close(self) -> None:
         self.database.close()
@@ -58,17 +62,20 @@ class FeedbackLog(JobLog):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def record(self, interaction: Interaction) -> None:
-        """The first record under an id stays; a second is ignored, so that a retry does no harm."""
+    def record(self, *answered: Interaction) -> None:
+        """All of them in one commit, or none. The first record under an id stays; a second is ignored, so that a retry
+        does no harm.
+        """
         try:
             with self.database.writing() as connection:
-                if not _exists(connection, interaction.id):
-                    connection.execute(insert(interactions).values(interaction_row(interaction)))
-                    if interaction.outcomes:
-                        connection.execute(insert(outcomes), outcome_rows(interaction))
+                for interaction in answered:
+                    if not _exists(connection, interaction.id):
+                        connection.execute(insert(interactions).values(interaction_row(interaction)))
+                        if interaction.outcomes:
+                            connection.execute(insert(outcomes), outcome_rows(interaction))
         except exc.IntegrityError:
             with self.database.reading() as connection:
-                if not _exists(connection, interaction.id):  # otherwise somebody was faster with the same
+                if not all(_exists(connection, one.id) for one in answered):  # else somebody was faster with the same
                     raise
 
     def interaction(self, id: str) -> Interaction:
@@ -102,7 +109,8 @@ class FeedbackLog(JobLog):
     def rate(self, rating: Rating) -> bool:
         """True when the rating is new, False when it replaced one with the same key. On disk on return.
 
-        Raises NotFound (`completion_not_found`), and BadInput for an expert that took no part in that answer.
+        Raises NotFound (`completion_not_found`), and BadInput for an expert that took no part in that answer or a user
+        who has rated it `MOST_RATINGS` times.
         """
         row = rating_row(rating)
         with self.database.writing() as connection:
@@ -111,6 +119,8 @@ class FeedbackLog(JobLog):
             _check_parties(connection, rating)
             mine = _same_key(row)
             created = connection.execute(select(ratings.c.completion_id).where(mine)).first() is None
+            if created:
+                _check_few(connection, row)
             connection.execute(insert(ratings).values(row) if created else update(ratings).where(mine).values(row))
             connection.execute(insert(history).values(**row, at=self.now(), action="rated"))
         return created
@@ -165,6 +175,12 @@ class FeedbackLog(JobLog):
         with self.database.reading() as connection:
             return int(connection.execute(query).scalar_one())
 
+    def last_rated(self) -> datetime | None:
+        """When a rating was last given or changed; None before the first."""
+        with self.database.reading() as connection:
+            found: datetime | None = connection.execute(select(func.max(ratings.c.created))).scalar_one()
+        return found
+
     def stats(self) -> Stats:
         with self.database.reading() as connection:
             return stats_of(connection)
@@ -215,6 +231,12 @@ def _check_parties(connection: Connection, rating: Rating) -> None:
         for name in (str(rating.preferred), *rating.rejected):
             if name not in parties and not _exists(connection, name):
                 raise _took_no_part(name, parties, "preferred" if name == rating.preferred else "rejected")
+
+
+def _check_few(connection: Connection, row: Mapping[str, Any]) -> None:
+    theirs = (ratings.c.completion_id == row["completion_id"]) & (ratings.c.user_id == row["user_id"])
+    if connection.execute(select(func.count()).where(theirs)).scalar_one() >= MOST_RATINGS:
+        raise BadInput(f"this user has rated this answer {MOST_RATINGS} times; change one of those", "name")
 
 
 def _took_no_part(name: str, parties: Sequence[str], param: Literal["expert", "preferred", "rejected"]) -> BadInput:

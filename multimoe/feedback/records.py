@@ -17,6 +17,7 @@ NAME_CHARS = 128  # of every part of a rating's key: PostgreSQL indexes at most 
 REJECTED = 16
 
 Target = Literal["answer", "expert", "comparison"]
+Scope = Literal["chat", "rate", "admin"]
 
 
 def _utc(moment: datetime) -> datetime:
@@ -45,14 +46,15 @@ class Outcome(Frozen):
 class Interaction(Frozen):
     """One question and its answer. `id` is the handle for ratings; `model` is what was asked for.
 
-    `decision` is None where the expert was named by the asker; `embedding` is `Embedding.to_bytes()`. `question` and
-    `answer` are None where texts are not kept.
+    `tenant` is whose key it was asked with, None where no key was needed. `decision` is None where the expert was named
+    by the asker; `embedding` is `Embedding.to_bytes()`. `question` and `answer` are None where texts are not kept.
     """
 
     id: str
     created: Moment
     model: str
     user: str | None = None
+    tenant: str | None = None
     decision: Decision | None = None
     embedding: bytes | None = None
     question: str | None = None
@@ -149,6 +151,45 @@ class Job(Frozen):
     error: str | None
     created: Moment
     updated: Moment
+
+
+Count = Annotated[int, Field(ge=1, lt=2**53)]
+Money = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Quota(Frozen):
+    """How much one key may ask for. What is None is as the catalog says for every key; "unlimited" is unlimited
+    whatever it says. Cost in US$; a day is one of UTC.
+    """
+
+    requests_per_minute: Count | Literal["unlimited"] | None = None
+    concurrent_requests: Count | Literal["unlimited"] | None = None
+    tokens_per_day: Count | Literal["unlimited"] | None = None
+    cost_per_day: Money | Literal["unlimited"] | None = None
+
+
+class Key(Frozen):
+    """An API key as the store keeps it: everything but the secret, of which only a digest is left.
+
+    Keys of one `tenant` see and rate each other's answers, and nobody else's. Scope "chat" asks, "rate" rates what its
+    tenant asked, "admin" may do everything. `quota` is this key's alone.
+    """
+
+    id: str
+    name: str
+    tenant: str
+    scopes: frozenset[Scope]
+    digest: str
+    created: Moment
+    expires: Moment | None = None
+    revoked: Moment | None = None
+    quota: Quota = Quota()
+
+    def holds(self, now: datetime) -> bool:
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or "admin" in self.scopes
 
 
 class ExpertStats(Frozen):

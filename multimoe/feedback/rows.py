@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, select
 
 from multimoe.decision import Decision
-from multimoe.feedback.records import Interaction, Job, Outcome, Rating
+from multimoe.feedback.records import Interaction, Job, Key, Outcome, Rating
 from multimoe.feedback.tables import outcomes, ratings
 from multimoe.outputs import Usage
 
@@ -34,7 +34,7 @@ def _grouped(rows: Sequence[RowMapping], key: str) -> dict[str, list[RowMapping]
 
 
 def interaction_row(interaction: Interaction) -> dict[str, Any]:
-    same = ("id", "created", "model", "status", "request_id", "question", "answer", "embedding")
+    same = ("id", "created", "model", "tenant", "status", "request_id", "question", "answer", "embedding")
     return {
         **{name: getattr(interaction, name) for name in same},
         "user_id": interaction.user,
@@ -89,3 +89,12 @@ def rating_of(row: RowMapping) -> Rating:
 def job_of(row: RowMapping) -> Job:
     fields = {name: row[name] for name in Job.model_fields}
     return Job(**fields | {"result": row["result"] and json.loads(row["result"])})
+
+
+def key_row(key: Key) -> dict[str, Any]:
+    written = {"scopes": json.dumps(sorted(key.scopes)), "quota": key.quota.model_dump_json(exclude_none=True)}
+    return key.model_dump() | written
+
+
+def key_of(row: RowMapping) -> Key:
+    return Key(**{**row, "scopes": json.loads(row["scopes"]), "quota": json.loads(row["quota"] or "{}")})

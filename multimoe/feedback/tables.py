@@ -62,6 +62,7 @@ interactions = Table(
     Column("created", UtcDateTime, nullable=False),
     Column("model", Words, nullable=False),
     Column("user_id", Words),  # `user` alone is the database's own login in PostgreSQL
+    Column("tenant", Words),
     Column("status", Words, nullable=False),
     Column("request_id", Words),
     Column("question", Words),
@@ -138,6 +139,20 @@ jobs = Table(
     Column("updated", UtcDateTime, nullable=False),
     Index("jobs_by_time", "created"),
 )
+keys = Table(  # revoked, never deleted: who once could do what stays known
+    "keys",
+    metadata,
+    Column("id", Words, primary_key=True),
+    Column("name", Words, nullable=False),
+    Column("tenant", Words, nullable=False),
+    Column("scopes", Words, nullable=False),
+    Column("digest", Words, nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("expires", UtcDateTime),
+    Column("revoked", UtcDateTime),
+    Column("quota", Words),
+)
+
 Index(
     "one_running_job_of_a_kind",
     jobs.c.kind,

@@ -1,0 +1,253 @@
+"""How much a gateway takes on: so many requests under way, a short queue of others, and a quick no to the rest.
+
+How many under way is learned. A kind of request takes so long where hardly anything else is going on; while answers
+take more than `stretch` times as long, fewer are let in, and more while they do not and somebody waits. So a gateway
+finds its own limit, whatever stands behind it, and follows when experts are added or slow down (as TCP Vegas and
+Netflix's concurrency limits do).
+
+The queue is as long as what can be begun in time. `patience` is `wait_seconds` for a burst, and a tenth of it once the
+queue has not been empty for that long, so that a standing queue does not make everybody late (as CoDel and Facebook's
+"Fail at Scale" do). Who would wait longer is refused at once. Those who wait take turns, key by key, and where there is
+no room for somebody who has less waiting than another, the other's newest makes room. It knows no HTTP.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from multimoe.errors import Unavailable
+
+FIRST, LEAST, MOST = 8.0, 4.0, 256.0  # under way: to begin with, and at least and at most
+CALM = 2  # under way when one began whose time says how long it takes
+MOST_WAITING = 256
+MOST_KINDS = 256  # of those last seen
+LEARNING = 0.1  # share by which the newest of many moves an estimate
+LONGEST_RETRY = 20.0  # seconds
+
+
+@dataclass(eq=False)
+class Waiting:
+    who: str
+    since: float
+    turn: asyncio.Future[None]
+
+    @property
+    def called(self) -> bool:
+        return self.turn.done() and not self.turn.cancelled() and self.turn.exception() is None
+
+
+@dataclass
+class Turn:
+    """One request under way. `kind` is set once it is known, `late` where the experts had no room or time for it."""
+
+    began: float
+    calm: bool
+    kind: str = ""
+    late: bool = False
+    counts: bool = True  # False where it ended early, which says nothing of how long it takes
+    paused: float = 0.0  # seconds in which nobody but the client kept it
+
+
+class Overloaded(Unavailable):
+    """`retry_after` in whole seconds, by chance, so that not all come back at once."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type["Overloaded"], tuple[str, int]]:
+        return Overloaded, (self.message, self.retry_after)
+
+
+@dataclass
+class Kinds:
+    """How long each kind of request takes where hardly anything else is going on."""
+
+    seconds: OrderedDict[str, float] = field(default_factory=OrderedDict)
+
+    def learn(self, kind: str, seconds: float) -> None:
+        before = self.seconds.pop(kind, seconds)
+        self.seconds[kind] = before + LEARNING * (seconds - before)
+        if len(self.seconds) > MOST_KINDS:
+            self.seconds.popitem(last=False)
+
+    def stretch(self, kind: str, seconds: float) -> float | None:
+        """How many times that; None for a kind never seen."""
+        usual = self.seconds.get(kind)
+        return None if usual is None else seconds / max(usual, 1e-3)
+
+
+class Admission:
+    """Of one event loop."""
+
+    def __init__(
+        self,
+        stretch: float,
+        wait_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.stretch = stretch
+        self.wait_seconds = wait_seconds
+        self.clock = clock
+        self.chance = chance or random.Random()  # noqa: S311  # spreads retries, guards nothing
+        self.limit = FIRST
+        self.under_way = 0
+        self.waiting = 0
+        self.kinds = Kinds()
+        self._queues: OrderedDict[str, deque[Waiting]] = OrderedDict()  # whose turn is next stands first
+        self._empty = self.clock()  # when the queue was last empty
+        self._stretches: list[float] = []  # of this round
+        self._full = False  # whether somebody waited, or nearly, in this round
+        self._ended: float | None = None  # when the last one did, and somebody waited
+        self._interval = 0.0  # seconds between two ends while all places are taken
+        self._refused = 0.0  # for each one that came to its end, lately
+
+    @property
+    def patience(self) -> float:
+        """Seconds that somebody who comes now may wait."""
+        standing = self.waiting > 0 and self.clock() - self._empty > self.wait_seconds
+        return self.wait_seconds / 10 if standing else self.wait_seconds
+
+    def check(self, who: str) -> None:
+        """Raises Overloaded where `who` would be refused now; before its body is read."""
+        if not self._has_room() and self._gives_way_to(who) is None:
+            self._full = True
+            raise self._overloaded()
+
+    @asynccontextmanager
+    async def turn(self, who: str) -> AsyncGenerator[Turn, None]:
+        """Waits for the turn of `who`. Raises Overloaded at once, or later where others were slower than usual."""
+        await self._wait(who)
+        turn = Turn(self.clock(), self.under_way <= CALM)
+        try:
+            yield turn
+        except BaseException:
+            turn.counts = False
+            raise
+        finally:
+            self._end(turn)
+
+    async def _wait(self, who: str) -> None:
+        if not self.waiting and self.under_way < int(self.limit):
+            self.under_way += 1
+            self._empty = self.clock()
+            return
+        self._full = True
+        if not self._has_room():
+            if (other := self._gives_way_to(who)) is None:
+                raise self._overloaded()
+            self._drop(other)
+        if not self.waiting:
+            self._empty = self.clock()
+        mine = Waiting(who, self.clock(), asyncio.get_running_loop().create_future())
+        self._queues.setdefault(who, deque()).append(mine)
+        self.waiting += 1
+        await self._called(mine, 2 * self.patience)
+
+    async def _called(self, mine: Waiting, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await mine.turn
+        except TimeoutError:
+            self._give_up(mine)
+            raise self._overloaded() from None
+        except asyncio.CancelledError:
+            self._give_up(mine)
+            raise
+
+    def _give_up(self, mine: Waiting) -> None:
+        if mine.called:  # at the same moment
+            self.under_way -= 1
+            self._call()
+        else:
+            self._forget(mine)
+
+    def _call(self) -> None:
+        """Gives free places to those who wait, one from each in turn."""
+        while self.waiting and self.under_way < int(self.limit):
+            who, queue = self._queues.popitem(last=False)
+            mine = queue.popleft()
+            if queue:
+                self._queues[who] = queue  # behind the others
+            self.waiting -= 1
+            if not mine.turn.done():
+                self.under_way += 1
+                mine.turn.set_result(None)
+        if not self.waiting:
+            self._empty = self.clock()
+
+    def _end(self, turn: Turn) -> None:
+        now = self.clock()
+        self.under_way -= 1
+        self._refused *= 1 - LEARNING
+        if self.waiting and self._ended is not None:
+            interval = now - self._ended
+            self._interval += LEARNING * (interval - self._interval) if self._interval else interval
+        self._ended = now if self.waiting else None
+        if turn.counts:
+            self._learn(turn, max(0.0, now - turn.began - turn.paused))
+        self._call()
+        if not self.waiting and self.under_way < int(self.limit):
+            self._interval = 0.0  # what a crowd made of it says nothing of the next one
+
+    def _learn(self, turn: Turn, seconds: float) -> None:
+        if turn.late:
+            self._stretches.append(2 * self.stretch)
+        else:
+            # at its least the limit may be wrong about how long things take: then it learns that anew
+            if turn.calm or self.limit <= LEAST:
+                self.kinds.learn(turn.kind, seconds)
+            if (stretch := self.kinds.stretch(turn.kind, seconds)) is not None:
+                self._stretches.append(stretch)
+        if len(self._stretches) >= max(LEAST, self.limit):
+            self._adapt(sum(self._stretches) / len(self._stretches))
+            self._stretches, self._full = [], self.waiting > 0
+
+    def _adapt(self, stretch: float) -> None:
+        if stretch > self.stretch:
+            self.limit = max(LEAST, self.limit * max(0.5, self.stretch / stretch))
+        elif self._full:
+            self.limit = min(MOST, self.limit + max(1.0, self.limit / 10))
+
+    def _has_room(self) -> bool:
+        """Whether whoever comes now will have their turn in time, as far as that is known."""
+        if not self.waiting:
+            return True  # where all places are taken, too: only while somebody waits is it learned how long that takes
+        expected = (self.waiting + 1) * self._interval
+        return self.waiting < min(MOST_WAITING, max(1.0, 4 * self.limit)) and expected <= self.patience
+
+    def _gives_way_to(self, who: str) -> str | None:
+        """Who has more waiting than `who` would have."""
+        mine = len(self._queues.get(who, ()))
+        most = max(self._queues, key=lambda other: len(self._queues[other]), default=None)
+        return most if most is not None and len(self._queues[most]) > mine + 1 else None
+
+    def _drop(self, who: str) -> None:
+        mine = self._queues[who][-1]
+        self._forget(mine)
+        if not mine.turn.done():
+            mine.turn.set_exception(self._overloaded())
+
+    def _forget(self, mine: Waiting) -> None:
+        queue = self._queues.get(mine.who)
+        if queue is None or mine not in queue:
+            return
+        queue.remove(mine)
+        self.waiting -= 1
+        if not queue:
+            del self._queues[mine.who]
+        if not self.waiting:
+            self._empty = self.clock()
+
+    def _overloaded(self) -> Overloaded:
+        """The longer the more are refused for each that is served."""
+        self._refused += LEARNING
+        spread = min(LONGEST_RETRY, 2 + 2 * self._refused)
+        later = math.ceil(self.chance.uniform(1, spread))
+        return Overloaded(f"more is asked than can be answered in time; try again in {later} s", later)
