@@ -80,12 +80,23 @@ def running() -> Iterator[None]:
             log_to_driver=False, logging_level="error", _temp_dir=temp,
         )  # fmt: skip
         try:
+            _stand_in_a_placement_group(patch)
             yield
         finally:
             serve.shutdown()
             ray.shutdown()
             logging.root.handlers[:] = handlers
             logging.root.setLevel(level)
+
+
+def _stand_in_a_placement_group(patch: pytest.MonkeyPatch) -> None:
+    """As a replica does, whose group stands before it: Ray asks for nodes of one that it made a moment ago."""
+    import ray
+    from ray.util.placement_group import placement_group
+
+    group = placement_group([{"GPU": 0.5}])
+    ray.get(group.ready(), timeout=60)
+    patch.setattr("ray.llm._internal.serve.engines.vllm.vllm_models.get_current_placement_group", lambda: group)
 
 
 @pytest.fixture(scope="module")
