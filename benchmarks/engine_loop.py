@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from experts.llamacpp import Chat
-from gateway.fetch import Fetcher
-from gateway.schemas import ChatBody
-from gateway.wire import chat_request, read_json
+from gateway.reading.fetch import Fetcher
+from gateway.reading.schemas import ChatBody
+from gateway.reading.wire import chat_request, read_json
 from multimoe.backends import load_expert
 from multimoe.config import ExpertSpec, Limits
 from multimoe.expert import BatchExpert, Expert

@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from gateway.launch import Step, running
+from gateway.deployment.launch import Step, running
 from multimoe.config import Catalog, load
 
 ROUNDS = 5
@@ -132,7 +132,7 @@ def main() -> None:
         with running(catalog, quiet) as url:
             from ray import serve
 
-            from gateway.ray_cluster import deploy, deployed_config
+            from gateway.deployment.ray_cluster import deploy, deployed_config
 
             config = deployed_config()
             config["applications"].append({"name": "bare", "import_path": "bare:app", "route_prefix": "/bare"})

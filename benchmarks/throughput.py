@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from gateway.launch import Step, running
+from gateway.deployment.launch import Step, running
 from multimoe.config import Catalog, ExpertSpec, Limits, load
 from multimoe.media import decode_audio, encode_wav
 from multimoe.messages import SAMPLE_RATE

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from gateway.launch import why_not_listen
-from gateway.perimeter import (
+from gateway.deployment.launch import why_not_listen
+from gateway.deployment.perimeter import (
     asks_for_token,
     by_certificate,
     cluster_address,

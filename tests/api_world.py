@@ -21,11 +21,11 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from gateway.api import Services, build_api
+from gateway.api.app import Services, build_api
 from gateway.cluster import GateState
-from gateway.decoding import Decoders
-from gateway.fetch import Fetcher
-from gateway.local import LocalCluster
+from gateway.deployment.local import LocalCluster
+from gateway.reading.decoding import Decoders
+from gateway.reading.fetch import Fetcher
 from gateway.services import open_store
 from multimoe.checkpoint import Manifest, Registry
 from multimoe.config import Catalog, ExpertSpec, parse

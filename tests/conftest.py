@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.perimeter import ON_LOOPBACK
+from gateway.deployment.perimeter import ON_LOOPBACK
 from multimoe import config
 from multimoe.config import Catalog
 from multimoe.expert import FindWeights

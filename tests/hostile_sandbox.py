@@ -1,4 +1,4 @@
-"""`gateway.sandbox` as it would be with a hole in every decoder: a file that ends with a word here does that harm.
+"""`gateway.reading.sandbox` with a hole in every decoder: a file that ends with a word here does that harm.
 
 Run as a module in place of the real one; every other file is decoded as it should be.
 """
@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from gateway import sandbox
-from gateway.sandbox import AUDIO, IMAGE, REFUSED, TOLD
+from gateway.reading import sandbox
+from gateway.reading.sandbox import AUDIO, IMAGE, REFUSED, TOLD
 from multimoe.config import Limits
 
 Answer = Iterator[bytes | memoryview]

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpcore2
 
-from gateway.addresses import plain
-from gateway.fetch import Fetcher
+from gateway.reading.addresses import plain
+from gateway.reading.fetch import Fetcher
 from multimoe.config import MediaSpec
 
 OUTSIDE, INSIDE = "127.0.0.1", "127.0.0.2"

@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-LOADED = ("api_world", "uvicorn", "multimoe.gate", "multimoe.golden", "gateway.retraining")
+LOADED = ("api_world", "uvicorn", "multimoe.gate", "multimoe.golden", "gateway.change.retraining")
 FAST = {"limits": {"ratings_per_minute": 10**6}}
 BROKEN = (OSError, http.client.HTTPException, ValueError)  # what a client sees of a gateway that dies
 
@@ -107,7 +107,7 @@ def forks() -> ForkServerContext:
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["api_world", "uvicorn", "multimoe.retrain", "multimoe.golden", "gateway.retraining"]
+        ["api_world", "uvicorn", "multimoe.retrain", "multimoe.golden", "gateway.change.retraining"]
     )
     return context
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from api_world import Broken, Sloth, World, audio_part, image_part, said, wav
 
-from gateway import gates
+from gateway.api import gates
 from multimoe.checkpoint import Registry
 from multimoe.errors import Conflict, ExpertTimeout, Unavailable
 from multimoe.examples import read
@@ -824,6 +824,9 @@ async def test_pages_of_other_sites_may_not_give_orders(client):
 
 
 def test_the_gateway_process_loads_neither_torch_nor_ray():
-    program = "import sys, gateway.api, gateway.local; print(sorted({'torch', 'ray', 'gradio'} & set(sys.modules)))"
+    program = (
+        "import sys, gateway.api.app, gateway.deployment.local; "
+        "print(sorted({'torch', 'ray', 'gradio'} & set(sys.modules)))"
+    )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

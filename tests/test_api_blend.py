@@ -120,8 +120,8 @@ def test_a_fuser_that_writes_nothing_is_refused() -> None:
 async def test_the_next_token_comes_through_a_replica_and_so_does_its_failure(tmp_path: Path) -> None:
     from ray import serve
 
-    from gateway.ray_cluster import RayCluster
-    from gateway.serving import ExpertReplica, expert_app_name
+    from gateway.deployment.ray_cluster import RayCluster
+    from gateway.deployment.serving import ExpertReplica, expert_app_name
 
     catalog: Catalog = parse({**CATALOG, "home": str(tmp_path), "experts": EXPERTS})
     cluster = RayCluster(catalog)

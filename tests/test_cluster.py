@@ -93,7 +93,7 @@ def product(
     catalog: Catalog, weights: FindWeights, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Catalog]]:
     """Two nodes on this machine, `left` and `right`, with an echo expert on each."""
-    from gateway.launch import ENVIRONMENT, running
+    from gateway.deployment.launch import ENVIRONMENT, running
 
     home = tmp_path_factory.mktemp("home")
     experts = tuple(echo(side, side) for side in ("left", "right"))
@@ -253,7 +253,7 @@ def test_experts_on_two_nodes_write_one_answer_token_by_token(product: tuple[str
 
 def test_changes_by_two_processes_at_once_are_all_kept(product: tuple[str, Catalog], client: Client) -> None:
     """By the gateway, and by this process, as a training would."""
-    from gateway.ray_cluster import RayCluster
+    from gateway.deployment.ray_cluster import RayCluster
 
     guests = [echo(f"guest-{number}", "left", low=0) for number in range(2)]
 

@@ -18,8 +18,8 @@ import pytest
 from api_world import World, audio_part, image_part, said, until, wav
 from PIL import Image
 
-from gateway import decoding
-from gateway.decoding import Decoders
+from gateway.reading import decoding
+from gateway.reading.decoding import Decoders
 from multimoe.config import Limits
 from multimoe.errors import BadMedia, MultimoeError, TooLarge, Unavailable, UnsupportedMedia
 from multimoe.media import decode_audio, decode_image
@@ -129,7 +129,7 @@ async def test_a_decoder_that_is_taken_over_can_do_nothing_else(monkeypatch: pyt
 
 
 async def test_a_picture_that_takes_more_memory_than_is_allowed_is_too_large():
-    async with children(Limits(decode_memory=32 * 2**20), "gateway.sandbox") as decoders:
+    async with children(Limits(decode_memory=32 * 2**20), "gateway.reading.sandbox") as decoders:
         with pytest.raises(TooLarge, match="memory"):
             await decoders.image(picture(size=(3900, 3900)), "p")
         assert (await decoders.image(picture(), "p")).pixels.any()
@@ -145,7 +145,7 @@ async def test_children_killed_from_outside_cost_no_file(decoders: Decoders, kil
 
 
 async def test_a_child_killed_at_work_costs_no_file():
-    async with children(Limits(), "gateway.sandbox") as decoders:
+    async with children(Limits(), "gateway.reading.sandbox") as decoders:
         large = picture(size=(3900, 3900))
         working = [asyncio.create_task(decoders.image(large, "p")) for _ in range(2)]
         await asyncio.sleep(0.05)
@@ -174,7 +174,7 @@ async def test_without_children_there_is_a_503_and_with_them_again_an_answer(tmp
             assert refused.status_code == 503, refused.text
             assert refused.headers["retry-after"]
         assert (await client.post("/v1/chat/completions", json=said("words"))).status_code == 200
-        decoders.program = "gateway.sandbox"
+        decoders.program = "gateway.reading.sandbox"
         assert (await client.post("/v1/chat/completions", json=said([image_part()]))).status_code == 200
     decoders.close()
     world.log.close()
@@ -193,7 +193,7 @@ async def test_who_waits_too_long_for_a_child_is_told_so(decoders: Decoders, mon
 
 GATEWAY = """
 import asyncio, sys, time
-from gateway.decoding import Decoders
+from gateway.reading.decoding import Decoders
 from multimoe.config import Limits
 decoders = Decoders(Limits(), 2, sys.argv[1])
 asyncio.run(decoders.start())
@@ -247,7 +247,7 @@ def test_neither_environment_nor_arguments_tell_a_child_of_the_gateway(monkeypat
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
 
     async def seen() -> list[tuple[dict[str, str], list[str]]]:
-        async with children(program="gateway.sandbox"):
+        async with children(program="gateway.reading.sandbox"):
             return [(p.environ(), p.cmdline()) for p in below()[:1]]
 
     for environment, arguments in asyncio.run(seen()):

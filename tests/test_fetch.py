@@ -21,9 +21,9 @@ from api_world import CATALOG, World, audio_part, image_part, png, said, wav
 from drills import urls
 from hosts import NOBODY, OUTSIDE, Answer, Host, Names, Network, reply, spec, to, up
 
-from gateway import fetch
-from gateway.addresses import is_public
-from gateway.fetch import Fetcher, Wanted
+from gateway.reading import fetch
+from gateway.reading.addresses import is_public
+from gateway.reading.fetch import Fetcher, Wanted
 from multimoe.config import MediaSpec, parse
 from multimoe.errors import BadConfig, BadMedia
 
@@ -285,9 +285,9 @@ async def test_nothing_is_fetched_for_a_request_that_is_refused_anyway(meet):
 
 async def test_the_log_says_why_without_what_signs_an_address(meet, caplog):
     async with meet({}) as (host, client, *_):
-        with caplog.at_level(logging.INFO, "gateway.fetch"):
+        with caplog.at_level(logging.INFO, "gateway.reading.fetch"):
             await refusal(client, picture(host, "/cat.png?signature=s3cret"))
-    (record,) = [record for record in caplog.records if record.name == "gateway.fetch"]
+    (record,) = [record for record in caplog.records if record.name == "gateway.reading.fetch"]
     assert (record.host, record.why) == ("good.test", "status 404")
     assert "s3cret" not in str(vars(record))
 
@@ -350,9 +350,9 @@ CLIENTS = {
     "http.client",
 }
 MAY_SPEAK = {
-    "gateway/fetch.py",  # the fetcher
+    "gateway/reading/fetch.py",  # the fetcher
     *("gateway/client.py", "gateway/demo/product.py"),  # clients of the gateway itself
-    "gateway/metrics.py",  # Ray's own series
+    "gateway/deployment/metrics.py",  # Ray's own series
     *("experts/openai_api.py", "experts/llamacpp.py"),  # addresses of the catalog
     *("multimoe/download.py", "multimoe/hub.py"),  # weights
 }

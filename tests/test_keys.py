@@ -16,10 +16,18 @@ from api_world import World, said
 from starlette.routing import Route
 from typer.testing import CliRunner
 
-from gateway import guard
-from gateway.guard import FRESH_SECONDS, OPEN, WRONG_PER_MINUTE, KeyRing, is_loopback, needed_for, refuse_open_house
-from gateway.launch import _refuse_other_address
-from gateway.signing import Signer
+from gateway.access import guard
+from gateway.access.guard import (
+    FRESH_SECONDS,
+    OPEN,
+    WRONG_PER_MINUTE,
+    KeyRing,
+    is_loopback,
+    needed_for,
+    refuse_open_house,
+)
+from gateway.access.signing import Signer
+from gateway.deployment.launch import _refuse_other_address
 from multimoe.config import Server
 from multimoe.errors import BadConfig, BadInput, NotFound, Unavailable
 from multimoe.feedback import FeedbackLog, Scope

@@ -12,10 +12,11 @@ import pytest
 from api_world import World, said
 from worlds import embed_texts, request
 
-from gateway import gate_service, stages
-from gateway.gate_service import GateService
-from gateway.local import ThreadedGate
-from gateway.monitor import Monitor
+from gateway.change import stages
+from gateway.change.monitor import Monitor
+from gateway.deployment import gate_service
+from gateway.deployment.gate_service import GateService
+from gateway.deployment.local import ThreadedGate
 from multimoe.checkpoint import Manifest
 from multimoe.decision import Policy
 from multimoe.embedding import Embedding
@@ -393,7 +394,7 @@ async def test_the_log_is_read_again_only_when_it_says_something_new(product, mo
 
 
 async def test_the_monitor_runs_while_the_api_is_up(product, monkeypatch):
-    monkeypatch.setattr("gateway.monitor.CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.change.monitor.CHECK_SECONDS", 0.01)
     version = product.version(right=3.0)
     await product.start(version, "shadow")
     await product.ask(10)

@@ -18,9 +18,9 @@ import openai
 import pytest
 from api_world import World, said, served
 
-from gateway import intake
-from gateway.admission import CALM, FIRST, LEAST, MOST_WAITING, Admission, Overloaded
-from gateway.intake import Intake
+from gateway.access import intake
+from gateway.access.admission import CALM, FIRST, LEAST, MOST_WAITING, Admission, Overloaded
+from gateway.access.intake import Intake
 from multimoe.errors import Unavailable
 from multimoe.expert import Delta, Expert
 from multimoe.messages import ChatRequest

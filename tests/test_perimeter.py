@@ -15,8 +15,8 @@ import pytest
 from drills.perimeter import refusals
 
 from gateway import doctor
-from gateway.launch import ENVIRONMENT
-from gateway.perimeter import (
+from gateway.deployment.launch import ENVIRONMENT
+from gateway.deployment.perimeter import (
     ALIVE,
     asks_for_token,
     cluster_address,
@@ -78,7 +78,7 @@ def no_ray_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback stands for an address that others can reach."""
-    monkeypatch.setattr("gateway.guard.is_loopback", lambda host: False)
+    monkeypatch.setattr("gateway.access.guard.is_loopback", lambda host: False)
 
 
 def test_a_start_writes_a_token_of_its_own_that_only_its_owner_reads(

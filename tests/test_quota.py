@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from gateway.api import build_api
-from gateway.fair_use import duration
-from gateway.meter import Meter
-from gateway.quota import ALIVE, DAY, MINUTE, Spent, admit, allowance, heartbeat, settle, stand, tokens_in
+from gateway.access.fair_use import duration
+from gateway.access.meter import Meter
+from gateway.access.quota import ALIVE, DAY, MINUTE, Spent, admit, allowance, heartbeat, settle, stand, tokens_in
+from gateway.api.app import build_api
 from multimoe.config import Limits
 from multimoe.errors import NotFound, Unavailable
 from multimoe.feedback import FeedbackLog, Quota

@@ -9,7 +9,7 @@ from api_world import World, said
 from sqlalchemy import text
 from worlds import City, Person, Rows, citizens
 
-from gateway.pace import MOST_KNOWN, Pace
+from gateway.access.pace import MOST_KNOWN, Pace
 from multimoe.examples import label_votes, largest_share, read
 from multimoe.feedback import FeedbackLog, Rated, Rating
 from multimoe.feedback.log import MOST_RATINGS

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.bulkhead import QUEUE, Bulkhead
-from gateway.recorder import Recorder
+from gateway.records.bulkhead import QUEUE, Bulkhead
+from gateway.records.recorder import Recorder
 from multimoe.errors import NotFound, Unavailable
 from multimoe.feedback import FeedbackLog, Interaction
 
@@ -117,7 +117,7 @@ async def test_what_waits_for_a_store_takes_only_so_much_room(log: Watched) -> N
 async def test_a_gateway_that_stops_waits_for_a_store_no_longer_than_it_said(
     log: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("gateway.recorder.FAREWELL_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.records.recorder.FAREWELL_SECONDS", 0.05)
     recorder = Recorder(log, patience_s=30)
     log.broken = Unavailable("away", code="store_unavailable")
     with pytest.raises(Unavailable):

@@ -19,9 +19,9 @@ with warnings.catch_warnings():
     from ray.exceptions import ActorDiedError
     from ray.serve.exceptions import BackPressureError
 
-    from gateway import ray_cluster
-    from gateway.ray_cluster import RayCluster
-    from gateway.serving import GATE_APP, expert_app_name
+    from gateway.deployment import ray_cluster
+    from gateway.deployment.ray_cluster import RayCluster
+    from gateway.deployment.serving import GATE_APP, expert_app_name
 
 ASKED = ChatRequest("chatcmpl-1", (Message("user", (TextPart("hi"),)),))
 DIED = ActorDiedError()

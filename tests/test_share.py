@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.share import Share
+from gateway.records.share import Share
 
 
 class Clock:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from api_world import World
 
-from gateway import locks, offline, stages
+from gateway import locks
+from gateway.change import offline, stages
+from gateway.change.offline import OfflineGates
 from gateway.locks import lock
-from gateway.offline import OfflineGates
 from multimoe.checkpoint import Manifest, Registry
 from multimoe.config import RolloutSpec
 from multimoe.errors import CheckpointError, Conflict, NotFound, Unavailable
@@ -191,7 +192,7 @@ def test_training_without_a_server_takes_the_first_step_too(world, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own, on import
 def test_who_is_on_trial_is_part_of_what_a_gate_takes_over(world):
-    from gateway.render import gate_user_config, serve_config
+    from gateway.deployment.render import gate_user_config, serve_config
 
     alone, canary = (gate_user_config(0, world.catalog.experts, trial) for trial in (None, ON_TRIAL.trial))
     assert (alone["trial"], Trial.model_validate(canary["trial"])) == (None, ON_TRIAL.trial)

@@ -11,7 +11,7 @@ from drills.surface import bad_bodies, bad_lines, served_paths, tenants_apart, w
 from fastapi import FastAPI
 from page_world import serve
 
-from gateway.guard import OPEN, needed_for
+from gateway.access.guard import OPEN, needed_for
 from gateway.page import mount_page
 from gateway.page.door import SERVED
 

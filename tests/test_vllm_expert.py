@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def running() -> Iterator[None]:
     """Ray with two CPUs and a GPU that is a number; its workers find the stand-in for vLLM."""
-    from gateway.launch import ENVIRONMENT
+    from gateway.deployment.launch import ENVIRONMENT
 
     handlers, level = logging.root.handlers[:], logging.root.level  # ray.serve.llm takes them over when imported
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="mm-") as temp:
@@ -217,7 +217,7 @@ def test_without_ray_it_says_how_to_start_it(running: None, folder: Path, monkey
 
 
 def test_its_workers_have_the_gpus_and_room_beside_the_replica(folder: Path) -> None:
-    from gateway.render import expert_application
+    from gateway.deployment.render import expert_application
 
     spec = spec_of(folder, 0.5, engine_kwargs={"tensor_parallel_size": 2})
     (deployment,) = expert_application(spec, "/weights")["deployments"]
@@ -231,8 +231,8 @@ async def test_it_is_deployed_and_asked_as_every_expert_is(running: None, folder
     from ray import serve
     from ray.util import placement_group_table
 
-    from gateway.ray_cluster import RayCluster, deploy
-    from gateway.render import expert_application
+    from gateway.deployment.ray_cluster import RayCluster, deploy
+    from gateway.deployment.render import expert_application
     from multimoe.config import Catalog
 
     before = set(placement_group_table())

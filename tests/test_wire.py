@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gateway.decoding import Decoders
-from gateway.fetch import Fetcher
 from gateway.problems import path_of
-from gateway.schemas import ChatBody
-from gateway.wire import chat_request, read_json
+from gateway.reading.decoding import Decoders
+from gateway.reading.fetch import Fetcher
+from gateway.reading.schemas import ChatBody
+from gateway.reading.wire import chat_request, read_json
 from multimoe.config import Limits
 from multimoe.errors import BadInput, MultimoeError, TooLarge
 

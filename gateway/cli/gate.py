@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gateway.change.verdicts import became, why
 from gateway.cli.console import NOT_BETTER, AsJson, Json, err, percent, print_json, print_table, short
 from gateway.cli.session import Session, session
-from gateway.verdicts import became, why
 from multimoe.errors import MultimoeError
 
 if TYPE_CHECKING:
+    from gateway.change.offline import OfflineGates
     from gateway.client import Client
-    from gateway.offline import OfflineGates
 
 app = typer.Typer(name="gate", help="See, train, promote and roll back versions of the gate.", no_args_is_help=True)
 
@@ -64,7 +64,7 @@ def train(ctx: typer.Context, as_json: AsJson = False) -> None:
 
     The catalog's gate.rollout says by which stages. Exits 3 when the new version is kept and nothing else.
     """
-    from gateway.offline import OfflineGates
+    from gateway.change.offline import OfflineGates
 
     with gates(session(ctx)) as at, progress() as bar:
         follow = Follow(bar)
@@ -120,7 +120,7 @@ def gates(asked: Session) -> "Iterator[Client | OfflineGates]":
         if asked.given_url is not None or _answers(client):
             yield client
             return
-    from gateway.offline import OfflineGates
+    from gateway.change.offline import OfflineGates
 
     catalog = asked.catalog()
     err().print(f"nothing answers at {asked.url}; working on {catalog.home}", style="dim", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def history(asked: Session, since: datetime | None = None) -> "History":
     """Raises BadConfig, Unavailable without a store, WeightsError without the text encoder's weights."""
-    from gateway.offline import cards_gate
+    from gateway.change.offline import cards_gate
     from multimoe.checkpoint import Registry
     from multimoe.feedback import FeedbackLog
     from multimoe.report.history import read_history

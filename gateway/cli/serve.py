@@ -17,7 +17,7 @@ from gateway.cli.weights import fetch
 from multimoe.config import Catalog
 
 if TYPE_CHECKING:
-    from gateway.launch import Step
+    from gateway.deployment.launch import Step
 
 
 def serve(
@@ -33,7 +33,7 @@ def serve(
     catalog = listening(session(ctx).catalog(), host, port)
     if pull:
         fetch(catalog.weights, catalog.weight_uris())
-    from gateway.launch import running, wait_for_signal
+    from gateway.deployment.launch import running, wait_for_signal
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop while starting cleans up as Ctrl-C does
     started = time.monotonic()
@@ -67,7 +67,7 @@ class Checklist:
         self._usable = ""
 
     def __call__(self, steps: "list[Step]") -> None:
-        from gateway.launch import is_usable
+        from gateway.deployment.launch import is_usable
 
         if not self._usable and is_usable(steps):
             self._usable = f"answers since {time.monotonic() - self._started:.0f} s; the other experts are loading"

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.access.edge import foreign
+from gateway.access.guard import addressed_here
 from gateway.client import Client
-from gateway.edge import foreign
-from gateway.guard import addressed_here
 from gateway.page import look
 from gateway.page.html import e
 from multimoe.errors import BadInput, MultimoeError

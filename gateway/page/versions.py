@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from gateway.change.verdicts import became, why
 from gateway.client import Json
 from gateway.page.html import button, done, e, number, percent, problem, track
-from gateway.verdicts import became, why
 
 GAIN = "gain_doubly_robust"  # the figure of a version's manifest that decides whether it is promoted
 UNMOVED = ("candidate", "refused")  # stages of a version that was never on trial

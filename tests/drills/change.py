@@ -128,7 +128,7 @@ def came_and_went(found: Product, client: Client) -> str:
 
 def rolled(found: Product, times: int) -> str:
     """As a new version of the product would be: the gateway's application with other arguments."""
-    from gateway.ray_cluster import deploy, deployed_config
+    from gateway.deployment.ray_cluster import deploy, deployed_config
 
     for turn in range(times):
         before = set(found.replicas("gateway"))
@@ -142,7 +142,7 @@ def rolled(found: Product, times: int) -> str:
 
 
 def swapped_alone(home: Path, swaps: int) -> Row:
-    from gateway.gate_service import GateService
+    from gateway.deployment.gate_service import GateService
     from multimoe.decision import Policy
     from multimoe.messages import ChatRequest, Message, TextPart
     from multimoe.weights import Weights

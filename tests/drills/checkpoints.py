@@ -32,7 +32,7 @@ from api_world import World
 from worlds import embed_texts, expert, gate_spec, request
 
 from drills.row import Row, Scale
-from gateway.gate_service import GateService
+from gateway.deployment.gate_service import GateService
 from multimoe.checkpoint import HEADER_LIMIT, MANIFEST, TENSORS, Manifest, Registry
 from multimoe.decision import Policy
 from multimoe.embedding import Embedding
@@ -317,7 +317,7 @@ class Target:
         self.registry = Registry(home / "gates")
         self.good = self.registry.write(learned(), Manifest(created=NOW, reason="better"))
         self.registry.take(Step(at=NOW, action="promoted", version=self.good.version))
-        with patch("gateway.gate_service.Encoders.load", lambda *_: Words()):
+        with patch("gateway.deployment.gate_service.Encoders.load", lambda *_: Words()):
             self.service = GateService(gate_spec(), self.registry.root, Path, seed=lambda: 1)
         self.specs = [expert(name) for name in EXPERTS]
         self.service.configure(self.good.version, self.specs)

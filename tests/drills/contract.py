@@ -19,7 +19,7 @@ from api_world import CATALOG, World, said, served
 from pydantic import BaseModel
 
 from drills.row import Row, Scale
-from gateway import guard
+from gateway.access import guard
 
 SEED = 20261130
 PATIENCE_SECONDS: dict[Scale, float] = {"quick": 60.0, "long": 5.0}  # an answer may take; tests run on busy machines

@@ -23,9 +23,10 @@ import postgres
 from api_world import CATALOG, SetGate
 
 from drills.row import Row, Scale
-from gateway import locks, retraining, stages
-from gateway.gates import JOB
-from gateway.local import LocalCluster
+from gateway import locks
+from gateway.api.gates import JOB
+from gateway.change import retraining, stages
+from gateway.deployment.local import LocalCluster
 from multimoe import journal
 from multimoe.checkpoint import Manifest, Registry
 from multimoe.config import Catalog, parse

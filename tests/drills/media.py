@@ -31,10 +31,10 @@ from api_world import World, png, said, served, until
 from PIL import Image
 
 from drills.row import Row, Scale
-from gateway.decoding import Decoders
-from gateway.fetch import Fetcher
-from gateway.schemas import ChatBody
-from gateway.wire import chat_request
+from gateway.reading.decoding import Decoders
+from gateway.reading.fetch import Fetcher
+from gateway.reading.schemas import ChatBody
+from gateway.reading.wire import chat_request
 from multimoe.config import Limits
 from multimoe.errors import MultimoeError
 from multimoe.media import LONGEST_SIDE, encode_wav
@@ -286,7 +286,7 @@ def recorded(channels: int) -> bytes:
 
 
 @contextmanager
-def gateway(program: str = "gateway.sandbox", **limits: Any) -> Iterator[tuple[World, httpx.Client]]:
+def gateway(program: str = "gateway.reading.sandbox", **limits: Any) -> Iterator[tuple[World, httpx.Client]]:
     with tempfile.TemporaryDirectory() as home:
         world = World(Path(home), limits=limits)
         decoders = Decoders(world.catalog.limits, 2, program)
@@ -458,7 +458,7 @@ class Takes:
 
 
 async def fuzzed(
-    kind: str, tries: int, limits: Limits, seed: int, program: str = "gateway.sandbox", ending: bytes = b""
+    kind: str, tries: int, limits: Limits, seed: int, program: str = "gateway.reading.sandbox", ending: bytes = b""
 ) -> Found:
     found, source, fetcher = Found(), random.Random(seed), Fetcher()
     decoders = Decoders(limits, 2, program)

@@ -25,8 +25,8 @@ from postgres import running
 from sqlalchemy import text
 
 from drills.row import Row, Scale
-from gateway.meter import Meter
-from gateway.quota import Allowance, Spent
+from gateway.access.meter import Meter
+from gateway.access.quota import Allowance, Spent
 from multimoe.errors import Unavailable
 from multimoe.feedback import FeedbackLog, Key, Quota
 from multimoe.feedback.counters import Counters

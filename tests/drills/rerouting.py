@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drills.row import Row, Scale
-from gateway.quota import Spent, admit, allowance, settle
+from gateway.access.quota import Spent, admit, allowance, settle
 from multimoe import config
 from multimoe.config import ExpertSpec, Limits
 from multimoe.decision import Policy

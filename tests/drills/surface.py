@@ -22,7 +22,7 @@ from api_world import World, said, served
 from starlette.routing import BaseRoute
 
 from drills.row import Row, Scale
-from gateway import guard
+from gateway.access import guard
 from multimoe.feedback import Scope as Right
 
 CHAT = "/v1/chat/completions"

@@ -21,12 +21,12 @@ import httpx2
 from hosts import INSIDE, NEVER, NOBODY, OUTSIDE, Answer, Host, Names, Network, Unchecked, dripping, reply, spec, to, up
 
 from drills.row import Row, Scale
-from gateway import fetch
-from gateway.addresses import plain
-from gateway.decoding import Decoders
-from gateway.fetch import AT_ONCE, Door, Fetcher, Wanted
-from gateway.schemas import ChatBody
-from gateway.wire import chat_request
+from gateway.reading import fetch
+from gateway.reading.addresses import plain
+from gateway.reading.decoding import Decoders
+from gateway.reading.fetch import AT_ONCE, Door, Fetcher, Wanted
+from gateway.reading.schemas import ChatBody
+from gateway.reading.wire import chat_request
 from multimoe.config import Limits, MediaSpec
 from multimoe.errors import MultimoeError
 
@@ -410,7 +410,7 @@ async def _rebinding() -> list[Row]:
         control = door is Twice
         answers = [[OUTSIDE], [INSIDE]]
         async with town({"/again": to("/picture.png")}, Names({"*": answers})) as here:
-            with patch("gateway.fetch.Door", door):
+            with patch("gateway.reading.fetch.Door", door):
                 first = await outcome(here.fetcher(), here.at("/", "once.test"))
                 again = await outcome(here.fetcher(), here.at("/again", "again.test"))
         once = here.names.asked.count("once.test")
@@ -452,7 +452,7 @@ async def _mixed() -> Row:
 async def _slow_names(limit: float) -> Row:
     async with town(names=Names({"*": [[OUTSIDE]]}, delay=NEVER)) as here:
         began = time.monotonic()
-        with patch("gateway.fetch.DNS_SECONDS", limit):
+        with patch("gateway.reading.fetch.DNS_SECONDS", limit):
             told = await asyncio.gather(*(outcome(here.fetcher(), here.at("/", f"n{i}.test")) for i in range(20)))
         seconds = time.monotonic() - began
     later = sum(said.startswith("media_unavailable") for said in told)

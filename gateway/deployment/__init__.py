@@ -1,0 +1,1 @@
+"""Where it runs: on Ray Serve, one application an expert, or in a single process."""

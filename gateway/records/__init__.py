@@ -1,0 +1,1 @@
+"""What is written down of requests, by threads that hold nobody up when the store is slow."""
