@@ -6,6 +6,7 @@ How several are asked, and what is made of it, is `mixture`'s and `writing`'s.
 import asyncio
 import logging
 import math
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,12 +17,15 @@ from multimoe.config import ExpertSpec, FaultSpec
 from multimoe.errors import BadInput, ExpertTimeout, LoopDetected, MultimoeError, NoReplica, ReplicaLost, Unavailable
 from multimoe.expert import Delta, NextToken
 from multimoe.inspection import inspected, inspected_tokens
-from multimoe.messages import ChatRequest
+from multimoe.messages import ChatRequest, TextPart
 from multimoe.reply import PartRole
 from multimoe.run import Heard, Run
 
 logger = logging.getLogger(__name__)
 
+REPEATED = 12  # letters from which on a message is taken to repeat the question; half of them where it has no more
+MOST_READ = 200  # characters of a text in which they are looked for
+BETWEEN = r"(?:\\[nrt]|[\W_])*"  # two of them: however the message may quote
 LOOK_SECONDS = 0.5  # between two looks whether an expert that nobody can stand in for is up again
 HARMLESS = (LoopDetected, Unavailable)  # the question's way here, or too many questions: not the expert's fault
 
@@ -104,7 +108,7 @@ class Asker:
                 raise error
             self._judge(attempt, spec, request, error, self.clock() - started, wait)
             if not isinstance(error, BadInput | ExpertTimeout):
-                logger.warning("expert failed", extra={"expert": name, "error": str(error), "request_id": request.id})
+                _tell(name, error, request)
             if isinstance(error, NoReplica) and not resort:
                 run.pass_over(name, error.message)
             else:
@@ -221,7 +225,7 @@ class Asker:
                     break
                 self.notice(spec.name, "retried")
             self._judge(attempt, spec, request, error, self.clock() - started, most)
-        logger.warning("expert failed", extra={"expert": spec.name, "error": str(error), "request_id": request.id})
+        _tell(spec.name, error, request)
         return error
 
     def _judge(
@@ -241,10 +245,25 @@ class Asker:
             if not (hurried and seconds >= most * 0.99):
                 attempt.failed("did not answer in time")
         elif not isinstance(error, HARMLESS):
-            attempt.failed(f"failed: {error.message[:120]}")
+            attempt.failed("failed")  # how, is for those who asked: it may repeat their question
 
     def _late(self, spec: ExpertSpec, seconds: float) -> ExpertTimeout:
         return ExpertTimeout(f"expert {spec.name!r} did not answer within {seconds:.3g} s")
+
+
+def _tell(name: str, error: MultimoeError, request: ChatRequest) -> None:
+    logger.warning(
+        "expert failed", extra={"expert": name, "error": unquoted(error.message, request), "request_id": request.id}
+    )
+
+
+def unquoted(message: str, request: ChatRequest) -> str:
+    """What an expert says of its failure, up to where it repeats what it was asked: a log is no place for that."""
+    texts = [part.text for said in request.messages for part in said.parts if isinstance(part, TextPart)]
+    begins = [[char for char in text[:MOST_READ] if char.isalnum()][:REPEATED] for text in texts]
+    found = [re.search(BETWEEN.join(begin), message) for begin in begins if len(begin) >= REPEATED // 2]
+    at = min((one.start() for one in found if one), default=None)
+    return message if at is None else f"{message[:at]}… (the question)"
 
 
 async def _within(deltas: AsyncGenerator[Delta, None], first: float, most: float) -> AsyncGenerator[Delta, None]:

@@ -45,7 +45,7 @@ def find_backend(name: str) -> type[Expert]:
     module, _, wanted = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), wanted)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module that is imported runs, and may raise whatever it likes
         raise BadConfig(f"backend {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Expert)):
         raise BadConfig(f"backend {name!r} is no expert: {wanted} must be a class derived from multimoe.expert.Expert")
@@ -81,7 +81,7 @@ def entry_beside(backend: str, name: str | None = None) -> ExpertSpec | None:
     module = backend.partition(":")[0]
     try:
         found = importlib.util.find_spec(module)  # of a package's module it imports the package, not the module
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise BadConfig(f"backend {backend!r} cannot be imported: {error}") from error
     if found is None or found.origin is None:
         return None

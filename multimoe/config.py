@@ -53,6 +53,9 @@ Strategy = Literal["softmax", "noisy", "thompson", "switch", "gshard", "hierarch
 Combine = Literal["weighted", "best", "vote", "fuse", "auto", "tokens", "all"]
 
 
+CLASS = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"  # `module:Class`
+
+
 class Settings(BaseModel):
     """Frozen, without unknown keys, and `true` is no number."""
 
@@ -148,7 +151,7 @@ class ExpertSpec(Settings):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    backend: str = Field(pattern=r"^([\w.]+:\w+|[a-z0-9][a-z0-9_-]*)$")
+    backend: str = Field(pattern=rf"^({CLASS}|[a-z0-9][a-z0-9_-]*)$")
     inputs: frozenset[Modality] = Field(min_length=1)
     output: OutputKind
     card: Card
@@ -174,7 +177,7 @@ class ExpertSpec(Settings):
 class EncoderSpec(Settings):
     """The frozen encoder of one modality. `revision` changes whenever its vectors do."""
 
-    backend: str = Field(pattern=r"^[\w.]+:\w+$")
+    backend: str = Field(pattern=rf"^{CLASS}$")
     revision: str
     weights: dict[str, str] = {}
 

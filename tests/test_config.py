@@ -98,6 +98,8 @@ def test_a_key_like_no_other_lists_what_is_allowed() -> None:
         (expert(name="Bad Name"), "experts.0.name"),
         (expert(name="echo\n"), "experts.0.name"),
         (expert(backend="experts.echo"), "experts.0.backend"),
+        (expert(backend=".:Echo"), "experts.0.backend"),
+        (expert(backend="experts..echo:Echo"), "experts.0.backend"),
         (expert(inputs=[]), "experts.0.inputs"),
         (expert(inputs=["video"]), "experts.0.inputs"),
         (expert(output="speech"), "experts.0.output"),

@@ -149,6 +149,15 @@ def test_a_backend_that_cannot_be_had_is_refused_in_words(backend: str, told: st
         load_expert(spec(backend), no_weights)
 
 
+def test_a_module_that_breaks_while_it_is_imported_is_a_mistake_in_the_catalog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brittle.py").write_text("raise RuntimeError('no licence found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadConfig, match="'brittle:It' cannot be imported: no licence found"):
+        load_expert(spec("brittle:It"), no_weights)
+
+
 def offer(folder: Path, package: str, **points: str) -> None:
     """A package as pip leaves it behind: its metadata with entry points."""
     (info := folder / f"{package}-1.0.dist-info").mkdir(parents=True)

@@ -47,7 +47,15 @@ async def add(spec: NewExpert, services: Product) -> Json:
     return await expert(spec.name, services)
 
 
-@router.put("/v1/experts/{name}")
+@router.put("/v1/experts/{name:path}/scale")
+async def scale(name: str, limits: Scale, services: Product) -> Json:
+    """Between how many replicas it may have; `min_replicas` 0 lets it sleep until it is asked."""
+    plain = name.removeprefix(f"{MODEL}/")
+    await services.cluster.scale(plain, limits.min_replicas, limits.max_replicas)
+    return await expert(plain, services)
+
+
+@router.put("/v1/experts/{name:path}")  # after `scale`, whose addresses it would take
 async def replace(name: str, spec: NewExpert, services: Product) -> Json:
     """Upgrade an expert in place: the new edition takes over once it is up, and no request is dropped.
 
@@ -65,14 +73,6 @@ async def remove(name: str, services: Product) -> Json:
     plain = name.removeprefix(f"{MODEL}/")
     await services.cluster.remove(plain)
     return {"id": f"{MODEL}/{plain}", "object": "expert", "deleted": True}
-
-
-@router.put("/v1/experts/{name:path}/scale")
-async def scale(name: str, limits: Scale, services: Product) -> Json:
-    """Between how many replicas it may have; `min_replicas` 0 lets it sleep until it is asked."""
-    plain = name.removeprefix(f"{MODEL}/")
-    await services.cluster.scale(plain, limits.min_replicas, limits.max_replicas)
-    return await expert(plain, services)
 
 
 def _find(name: str, roster: tuple[ExpertSpec, ...]) -> ExpertSpec:

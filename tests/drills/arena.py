@@ -76,6 +76,7 @@ class Product:
     home: Path
     process: "subprocess.Popen[bytes]"
     log: Path
+    key: str = ""
 
     def mood(self, expert: str, **mood: Any) -> None:
         """From the next question on; written whole or not at all."""
@@ -137,7 +138,8 @@ class Product:
 
 
 @contextmanager
-def product(tree: dict[str, Any]) -> Iterator[Product]:
+def product(tree: dict[str, Any], key: str = "", **environment: str) -> Iterator[Product]:
+    """Up and ready. `key` is for where its catalog asks for one."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends the drill ends the product
     home = Path(tree["home"])
     home.mkdir(parents=True, exist_ok=True)
@@ -148,13 +150,14 @@ def product(tree: dict[str, Any]) -> Iterator[Product]:
             [sys.executable, "-m", "gateway.cli", "serve", "--no-pull", f"--catalog={path}"],
             cwd=ROOT,
             env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-            | {"PYTHONPATH": f"{ROOT / 'tests'}", "MULTIMOE_HOME": str(home), "RAY_AUTH_TOKEN": TOKEN},
+            | {"PYTHONPATH": f"{ROOT / 'tests'}", "MULTIMOE_HOME": str(home), "RAY_AUTH_TOKEN": TOKEN}
+            | environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    found = Product(f"http://127.0.0.1:{tree['server']['port']}", home, process, log)
+    found = Product(f"http://127.0.0.1:{tree['server']['port']}", home, process, log, key)
     try:
         wanted = {spec["name"]: spec["serve"]["num_replicas"] for spec in tree["experts"]}
         try:
@@ -185,7 +188,8 @@ def _up(found: Product, wanted: dict[str, int]) -> bool:
     if found.process.poll() is not None:
         raise RuntimeError(f"it ended while starting:\n{found.log.read_text()[-4000:]}")
     try:
-        experts = httpx.get(f"{found.url}/v1/experts", timeout=10).json()["data"]
+        headers = {"authorization": f"Bearer {found.key}"} if found.key else None
+        experts = httpx.get(f"{found.url}/v1/experts", headers=headers, timeout=10).json()["data"]
     except (httpx.HTTPError, ValueError, KeyError):
         return False
     there = {expert["name"]: expert["replicas"] for expert in experts}

@@ -9,7 +9,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -130,10 +130,18 @@ def harmless() -> dict[str, bytes]:
 
 def bad_bodies(scale: Scale) -> Iterator[Row]:
     paths = (CHAT,) if scale == "quick" else (CHAT, "/v1/route", "/v1/embeddings", "/v1/feedback")
+    with gateway() as (_, root, key):
+        yield from bodies_against(root, paths, key, scale, "uvicorn", lambda: psutil.Process().memory_info().rss)
+
+
+def bodies_against(
+    root: str, paths: Sequence[str], key: str, scale: Scale, server: str, memory: Callable[[], int]
+) -> Iterator[Row]:
+    """T5 on whatever serves the API at `root`, with an expert `parrot` that echoes; `memory` in bytes."""
     wrong, slowest, tried = [], 0.0, 0
-    with gateway() as (_, root, key), httpx.Client(base_url=root, timeout=30) as client:
+    with httpx.Client(base_url=root, timeout=30) as client:
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-        before = psutil.Process().memory_info().rss
+        before = memory()
         for path in paths:
             for name, body in horrors(scale).items():
                 began = time.perf_counter()
@@ -143,8 +151,8 @@ def bad_bodies(scale: Scale) -> Iterator[Row]:
                     wrong.append(f"{path} {name}: {reply.status_code}")
                 if client.get("/health").status_code != 200:
                     wrong.append(f"{path} {name}: dead afterwards")
-        grown = (psutil.Process().memory_info().rss - before) / 2**20
-        yield Row("T5", "bodies that are hardly JSON", f"{tried} to {len(paths)} routes",
+        grown = (memory() - before) / 2**20
+        yield Row("T5", f"bodies that are hardly JSON, {server}", f"{tried} to {len(paths)} routes",
                   _figure(wrong) + f"; slowest {slowest:.1f} s, memory {grown:+.0f} MiB", "4xx each, alive after each",
                   not wrong)  # fmt: skip
         odd = []
@@ -153,7 +161,7 @@ def bad_bodies(scale: Scale) -> Iterator[Row]:
             asked = json.loads(body)["messages"][0]["content"]
             if reply.status_code != 200 or reply.json()["choices"][0]["message"]["content"].split() != asked.split():
                 odd.append(f"{name}: {reply.status_code}")
-        yield Row("T5", "odd texts are texts", f"{len(harmless())}", _figure(odd), "200 and said back", not odd)
+        yield Row("T5", f"odd texts are texts, {server}", f"{len(harmless())}", _figure(odd), "200, said back", not odd)
 
 
 # --- lines ---
