@@ -58,6 +58,7 @@ class Asker:
         faults = faults or FaultSpec()
         self.breakers = Breakers(faults, clock, notice)
         self.retries = RetryBudget(faults.retries)
+        self._trials: set[asyncio.Task[None]] = set()
 
     async def ask(
         self, run: Run, name: str, role: PartRole, request: ChatRequest, wait: float = math.inf, resort: bool = False
@@ -65,19 +66,20 @@ class Asker:
         """Stream one expert and keep what it did as a `Part`. A failure is kept too, not raised.
 
         It has `wait` seconds to its first word. Who keeps failing, or is not up, is passed over, unless it is the last
-        `resort`: then it is waited for.
+        `resort`: then it is waited for. Whether it is well again is tried with a copy of the question meanwhile.
         Where the run wants a whole answer nothing is given out before it is there.
         """
-        if not resort and (why := self.breakers.why_not(name)):
-            self.notice(name, "passed_over")
-            run.pass_over(name, why)
-            return
         spec, started = run.roster[name], self.clock()
+        if not resort:
+            if run.others() and self.breakers.due(name):
+                self._in_background(self._try_out(spec, request, len(run.roster)))
+            if why := self.breakers.why_not(name, run.others()):
+                self.notice(name, "passed_over")
+                run.pass_over(name, why)
+                return
         wait = min(wait, spec.timeout_s, run.left())
         self.retries.earn()
         with self.breakers.attempt(spec, len(run.roster)) as attempt:
-            if attempt.trial and not resort and len(run.roster) > 1:  # who tries out for others need not wait for ever
-                wait = min(wait, self.breakers.patience(spec, request))
             again = False
             while True:
                 piece = Heard()
@@ -104,7 +106,7 @@ class Asker:
                     break
                 again = True
                 self.notice(name, "retried")
-            if isinstance(error, BadInput) and (run.decision is None or len(run.decision.considered) == 1):
+            if isinstance(error, BadInput) and not run.others():
                 raise error
             self._judge(attempt, spec, request, error, self.clock() - started, wait)
             if not isinstance(error, BadInput | ExpertTimeout):
@@ -136,6 +138,29 @@ class Asker:
             attempt.succeeded(None if math.isnan(piece.first) else piece.first)
         finally:
             overdue.cancel()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._trials.add(task)
+        task.add_done_callback(self._trials.discard)
+
+    async def _try_out(self, spec: ExpertSpec, request: ChatRequest, pool: int) -> None:
+        """One question at a time, whose answer nobody waits for, up to its first word: does it come, and soon?"""
+        with self.breakers.attempt(spec, pool) as attempt:
+            if not attempt.trial:
+                return
+            began, most = self.clock(), self.breakers.patience(spec, request)
+            try:
+                deltas = inspected(self.experts.ask(spec.name, replace(request, seconds=most)), spec, request)
+                async with asyncio.timeout(most), aclosing(deltas):
+                    async for delta in deltas:
+                        if delta.text or delta.output:
+                            break
+                attempt.succeeded(self.clock() - began)
+            except TimeoutError:
+                self._judge(attempt, spec, request, self._late(spec, most), most, most)
+            except MultimoeError as error:
+                self._judge(attempt, spec, request, error, self.clock() - began, most)
 
     async def listen(
         self,

@@ -76,15 +76,20 @@ class Breakers:
         self.notice = notice
         self._all: dict[str, Breaker] = {}
 
-    def why_not(self, name: str) -> str:
-        """Why this expert is to be passed over; "" where it may be asked."""
+    def due(self, name: str) -> bool:
+        """Whether an expert that is passed over may be tried now, and nobody is at it."""
         breaker = self._all.get(name)
-        if breaker is None or not breaker.open:
+        return breaker is not None and breaker.open and not breaker.trying and breaker.due <= self.clock()
+
+    def why_not(self, name: str, others: bool = False) -> str:
+        """Why this expert is to be passed over; "" where it may be asked, as it may once it is due, if not `others` can
+        answer meanwhile.
+        """
+        breaker = self._all.get(name)
+        if breaker is None or not breaker.open or (self.due(name) and not others):
             return ""
         wait = breaker.due - self.clock()
-        if wait <= 0 and not breaker.trying:
-            return ""
-        next_try = "another request is trying it" if breaker.trying else f"it is tried again in {wait:.0f} s"
+        next_try = f"it is tried again in {wait:.0f} s" if wait > 0 else "it is being tried out"
         return f"passed over after {breaker.failures} failures in a row (it {breaker.last}); {next_try}"
 
     def patience(self, spec: ExpertSpec, request: ChatRequest) -> float:
@@ -108,10 +113,9 @@ class Breakers:
 
     def try_out(self, name: str) -> bool:
         """Whether a question now is the one that tries whether an expert is well again."""
-        breaker = self._of(name)
-        if not breaker.open or breaker.trying or breaker.due > self.clock():
+        if not self.due(name):
             return False
-        breaker.trying = True
+        self._of(name).trying = True
         return True
 
     def took(self, name: str, seconds: float | None) -> None:

@@ -366,11 +366,11 @@ class MediaSpec(Settings):
 class FaultSpec(Settings):
     """What is done about experts that fail, by each gateway for itself.
 
-    One that fails `eject_after` times in a row is passed over for `eject_seconds`, then tried by one request at a time,
-    and passed over for longer each time that fails; at most a share `most_ejected` of all experts at once, and only
-    while others can answer. Who takes longer to its first word than `slow_factor` times what is usual for it, and than
-    `slow_seconds`, fails as well. A question to a replica that went away is put to another one, for at most a share
-    `retries` of all questions.
+    One that fails `eject_after` times in a row is passed over for `eject_seconds`, then tried with a copy of a
+    question, one at a time, whose answer nobody waits for, and passed over for longer each time that fails; at most a
+    share `most_ejected` of all experts at once, and only while others can answer. Who takes longer to its first word
+    than `slow_factor` times what is usual for it, and than `slow_seconds`, fails as well. A question to a replica that
+    went away is put to another one, for at most a share `retries` of all questions.
     """
 
     eject_after: int = Field(default=5, ge=1)

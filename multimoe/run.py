@@ -105,6 +105,10 @@ class Run:
         """Seconds that one expert may take to its first word: all that are left, or what leaves `others` time."""
         return self.left() * (SHARE if others else 1.0)
 
+    def others(self) -> bool:
+        """Whether somebody else may answer this question than whom it names."""
+        return self.decision is not None and len(self.decision.considered) > 1
+
     def unasked(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name not in self.parts]
 

@@ -57,7 +57,7 @@ def test_one_request_at_a_time_tries_it_out_and_each_failure_makes_the_wait_long
         clock.now += 10 * LONGEST
         with breakers.attempt(spec("a"), 9) as trial:
             assert trial.trial
-            assert "another request is trying it" in breakers.why_not("a")
+            assert "it is being tried out" in breakers.why_not("a")
             trial.failed("failed again")
         assert f"again in {10 * min(ejections, LONGEST)} s" in breakers.why_not("a")
 
