@@ -54,7 +54,8 @@ def gate_alone(scale: Scale) -> Iterator[Row]:
 def told_to_stop(scale: Scale) -> Iterator[Row]:
     for signals in (1, 2) if scale == "long" else (1,):
         with place() as home:
-            tree = catalog(home, replicas=1, gateways=1, names=("ant",))
+            # without admission, which would begin fewer at once
+            tree = catalog(home, replicas=1, gateways=1, names=("ant",), limits={"admission": "off"})
             tree["server"]["grace_seconds"] = GRACE
             tree["experts"][0]["serve"] |= {"max_ongoing_requests": 32}
             with product(tree) as found:
@@ -203,6 +204,7 @@ def drained(found: Product) -> Row:
             over = time.monotonic() + 20
             while found.under_way("ant") < 20 and time.monotonic() < over:
                 await asyncio.sleep(0.05)
+            assert found.under_way("ant") == 20
             rated = await client.post(f"{found.url}/v1/feedback", json=rating)
             found.process.send_signal(signal.SIGTERM)
             at, refused = time.monotonic(), None
