@@ -338,7 +338,7 @@ class Limits(Settings):
     cost_per_day: float | None = Field(default=None, gt=0)
     admission: Literal["adaptive", "off"] = "adaptive"
     stretch: float = Field(default=4.0, gt=1)
-    wait_seconds: float = Field(default=5.0, gt=0)
+    wait_seconds: float = Field(default=2.0, gt=0)
     body_seconds: float = Field(default=30.0, gt=0)
 
 

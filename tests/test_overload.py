@@ -85,17 +85,28 @@ async def test_who_would_wait_too_long_is_refused_at_once():
     clock = [0.0]
     gate = admission(clock)
     inside = [await enter(gate) for _ in range(int(FIRST))]
+    clock[0] += 4
+    await leave(inside[0][0])
+    inside[0] = await enter(gate)  # each is under way for four seconds, so that of eight one ends every half
     tasks = [asyncio.create_task(enter(gate)) for _ in range(12)]
     await asyncio.sleep(0)
-    for manager, _ in inside[:4]:  # one a second
-        clock[0] += 1
-        await leave(manager)
-        await asyncio.sleep(0)
-    assert gate.waiting == 8  # the last of them waits for eight seconds, and came when nobody knew
+    assert gate.waiting == 10  # the last of them waits for five seconds
     with pytest.raises(Overloaded) as refused:
         gate.check("ann")
     assert refused.value.code == "overloaded"
     assert refused.value.retry_after >= 1
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_until_one_has_ended_no_more_wait_than_are_under_way():
+    gate = admission([0.0])
+    for _ in range(int(FIRST)):
+        await enter(gate)
+    tasks = [asyncio.create_task(enter(gate)) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert gate.waiting == FIRST
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -118,6 +129,7 @@ async def test_a_standing_queue_is_kept_short():
 async def test_keys_take_turns_and_the_longest_queue_makes_room():
     gate = admission([0.0])
     inside = [await enter(gate) for _ in range(int(FIRST))]
+    gate._seconds = 0.1
     served: list[str] = []
 
     async def ask(who: str) -> None:
@@ -204,7 +216,7 @@ async def test_a_crowd_that_is_refused_is_told_to_come_back_at_different_times()
         await enter(gate)
     waiting = asyncio.create_task(enter(gate))
     await asyncio.sleep(0)
-    gate._interval = 10.0
+    gate._seconds = 100.0
     told = []
     for _ in range(300):
         with pytest.raises(Overloaded) as refused:
@@ -221,21 +233,21 @@ async def test_one_may_always_wait_so_that_a_queue_that_was_slow_is_not_shut_for
     clock = [0.0]
     gate = admission(clock)
     inside = [await enter(gate) for _ in range(int(FIRST))]
-    gate._interval = 10.0
+    gate._seconds = 100.0
     gate.check("ann")
     waiting = asyncio.create_task(enter(gate, "ann"))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         gate.check("ann")
-    for manager, _ in inside[:2]:
+    for manager, _ in inside:
         await leave(manager)
-    await waiting
-    assert (gate.waiting, gate._interval) == (0, 0.0)  # places are free: nothing is known of the next crowd
+    await leave((await waiting)[0])
+    assert (gate.waiting, gate._seconds) == (0, 0.0)  # nothing is known of the next crowd
 
 
 async def test_who_is_refused_before_the_body_is_read_asks_for_more_places_too():
     gate = admission([0.0])
-    gate._interval, gate.under_way, gate.waiting = 10.0, int(FIRST), 1
+    gate._seconds, gate.under_way, gate.waiting = 100.0, int(FIRST), 1
     assert not gate._full
     with pytest.raises(Overloaded):
         gate.check("ann")
@@ -267,9 +279,10 @@ async def test_bursts_of_quick_requests_are_served_after_a_crowd_of_slow_ones():
         await asyncio.gather(*tasks)
 
     await crowd("slow", 10, 6.0)
-    for _ in range(50):
+    for burst in range(50):
         clock[0] += 10
-        await crowd("quick", 16, 0.01)
+        await crowd("quick" if burst > 2 else "first quick", 16, 0.01)
+    assert refused["first quick"] <= 4  # the slow ones have made its limit smaller
     assert refused["quick"] == 0
 
 

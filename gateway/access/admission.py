@@ -76,6 +76,9 @@ class Kinds:
         if len(self.seconds) > MOST_KINDS:
             self.seconds.popitem(last=False)
 
+    def longest(self) -> float:
+        return max(self.seconds.values(), default=math.inf)
+
     def stretch(self, kind: str, seconds: float) -> float | None:
         """How many times that; None for a kind never seen."""
         usual = self.seconds.get(kind)
@@ -104,8 +107,7 @@ class Admission:
         self._empty = self.clock()  # when the queue was last empty
         self._stretches: list[float] = []  # of this round
         self._full = False  # whether somebody waited, or nearly, in this round
-        self._ended: float | None = None  # when the last one did, and somebody waited
-        self._interval = 0.0  # seconds between two ends while all places are taken
+        self._seconds = 0.0  # that one is under way, lately; 0 where nobody knows
         self._refused = 0.0  # for each one that came to its end, lately
 
     @property
@@ -148,7 +150,7 @@ class Admission:
         mine = Waiting(who, self.clock(), asyncio.get_running_loop().create_future())
         self._queues.setdefault(who, deque()).append(mine)
         self.waiting += 1
-        await self._called(mine, 2 * self.patience)
+        await self._called(mine, 2 * self.wait_seconds)
 
     async def _called(self, mine: Waiting, seconds: float) -> None:
         try:
@@ -183,18 +185,15 @@ class Admission:
             self._empty = self.clock()
 
     def _end(self, turn: Turn) -> None:
-        now = self.clock()
         self.under_way -= 1
         self._refused *= 1 - LEARNING
-        if self.waiting and self._ended is not None:
-            interval = now - self._ended
-            self._interval += LEARNING * (interval - self._interval) if self._interval else interval
-        self._ended = now if self.waiting else None
         if turn.counts:
-            self._learn(turn, max(0.0, now - turn.began - turn.paused))
+            seconds = max(0.0, self.clock() - turn.began - turn.paused)
+            self._seconds += LEARNING * (seconds - self._seconds) if self._seconds else seconds
+            self._learn(turn, seconds)
         self._call()
-        if not self.waiting and self.under_way < int(self.limit):
-            self._interval = 0.0  # what a crowd made of it says nothing of the next one
+        if not self.under_way:
+            self._seconds = 0.0  # what a crowd made of it says nothing of the next one
 
     def _learn(self, turn: Turn, seconds: float) -> None:
         if turn.late:
@@ -216,11 +215,19 @@ class Admission:
             self.limit = min(MOST, self.limit + max(1.0, self.limit / 10))
 
     def _has_room(self) -> bool:
-        """Whether whoever comes now will have their turn in time, as far as that is known."""
+        """Whether whoever comes now will have their turn in time, as far as that is known.
+
+        Of `limit` under way, each for so many seconds, one ends every `seconds / limit` (Little's law). Until one has
+        ended as many may wait as are under way, or more where they usually take so little.
+        """
         if not self.waiting:
-            return True  # where all places are taken, too: only while somebody waits is it learned how long that takes
-        expected = (self.waiting + 1) * self._interval
-        return self.waiting < min(MOST_WAITING, max(1.0, 4 * self.limit)) and expected <= self.patience
+            return True  # one may always wait: a place that falls free has to find somebody
+        if self.waiting >= min(MOST_WAITING, 4 * self.limit):
+            return False
+        if not self._seconds and self.waiting < self.limit:
+            return True
+        seconds = self._seconds or self.kinds.longest()
+        return (self.waiting + 1) * seconds / self.limit <= self.patience
 
     def _gives_way_to(self, who: str) -> str | None:
         """Who has more waiting than `who` would have."""

@@ -42,6 +42,7 @@ class Step:
 
     rate: float
     seconds: float
+    in_time: int = 0  # answers that came while it lasted, whenever asked, not later than twice what is promised
     good: list[float] = field(default_factory=list)
     shed: list[float] = field(default_factory=list)
     unsaid: int = 0
@@ -50,7 +51,7 @@ class Step:
 
     @property
     def goodput(self) -> float:
-        return sum(taken <= 2 * SLO for taken in self.good) / self.seconds
+        return self.in_time / self.seconds
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,11 @@ class Storm:
     slow_said: Counter[str] = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    answered: list[tuple[float, float]] = field(default_factory=list)  # when, and after how long
 
     async def step(self, times: float, seconds: float, hostile: bool) -> Step:
-        step = Step(times * CAPACITY, seconds)
         mine, began = [], time.perf_counter()
+        step = Step(times * CAPACITY, seconds)
         for i in range(int(step.rate * seconds)):
             await asyncio.sleep(max(0.0, began + i / step.rate - time.perf_counter()))
             mine.append(asyncio.create_task(self.ask(step)))
@@ -142,7 +144,9 @@ class Storm:
                 self.tasks.append(asyncio.create_task(self.send_slowly()))
             if hostile and i % round(step.rate / UPLOADS_A_SECOND) == 0:
                 self.tasks.append(asyncio.create_task(self.upload(step)))
-        step.seconds = max(seconds, time.perf_counter() - began)  # a busy machine may have sent them more slowly
+        over = time.perf_counter()
+        step.seconds = over - began  # a busy machine may have sent them more slowly
+        step.in_time = sum(at >= began for at, taken in self.answered if taken <= 2 * SLO)
         await asyncio.gather(*mine)
         return step
 
@@ -158,6 +162,7 @@ class Storm:
         step.ended.append((began, reply.status_code == 200, taken))
         if reply.status_code == 200:
             step.good.append(taken)
+            self.answered.append((began + taken, taken))
         elif reply.status_code in (429, 503):
             step.shed.append(taken)
             step.unsaid += not reply.headers.get("retry-after", "").isdigit()
