@@ -98,12 +98,15 @@ class Product:
         return lines["began"] - lines["ended"]
 
     def replicas(self, application: str) -> list[int]:
-        """The process ids of an application's replicas that run, as the controller has it; needs `joined`."""
+        """The process ids of an application's replicas that run, as the controller has it and the machine; needs
+        `joined`.
+        """
         from ray.serve.context import _get_global_client
 
         found = _get_global_client().get_serve_details()["applications"].get(application, {})
         deployments = found.get("deployments", {}).values()
-        return [r["pid"] for d in deployments for r in d["replicas"] if r["state"] == "RUNNING"]
+        running = (r["pid"] for d in deployments for r in d["replicas"] if r["state"] == "RUNNING")
+        return [pid for pid in running if psutil.pid_exists(pid)]
 
     @contextmanager
     def joined(self) -> Iterator[None]:

@@ -357,7 +357,7 @@ async def _greedy(world: World, values: int) -> list[Row]:
     async with world.client() as client:
         for odd in ODD:
             statuses[(await client.post("/v1/chat/completions", json=said("hi", **odd))).status_code] += 1
-        asked = max((request.sampling.max_tokens for request in reached), default=0)
+        asked = max((request.max_tokens for request in reached), default=0)
         words = [repr(request) for request in reached]
         leaked = sum(any(sign in word for sign in ("(a+)+", "range(10**9)", "guided", "ffff")) for word in words)
         await _many(client, min(values, 200))
@@ -401,13 +401,13 @@ def quotas_by_day(scale: Scale) -> Iterator[Row]:
     """Tokens and US$ a day: asked until refused, on one gateway after the other."""
     for quota, name in ((Quota(tokens_per_day=400), "tokens"), (Quota(cost_per_day=0.05), "cost")):
         with tempfile.TemporaryDirectory() as folder:
-            answered, used, limit = asyncio.run(_until_refused(Path(folder), quota))
+            answered, used, limit = asyncio.run(_until_refused(Path(folder), quota, name))
         figure = f"{answered} answered, {used:g} of {limit:g} used"
         met = limit <= used < 1.1 * limit
         yield Row("T18", f"{name} a day, over 2 gateways", "until both refuse", figure, "100 to 110 %", met)
 
 
-async def _until_refused(folder: Path, quota: Quota) -> tuple[int, float, float]:
+async def _until_refused(folder: Path, quota: Quota, counted: str) -> tuple[int, float, float]:
     worlds = [World(folder / "home") for _ in range(2)]
     _, sent = worlds[0].log.create_key("ann", ["chat"], quota=quota)
     answered, refused, used, limit = 0, set[int](), 0.0, 0.0
@@ -423,7 +423,7 @@ async def _until_refused(folder: Path, quota: Quota) -> tuple[int, float, float]
                 (level,) = (await client.get("/v1/limits")).json()["yours"].values()
                 windows = world.services.meter._known
                 used, limit = (
-                    max(window.used for (_, what), window in windows.items() if what in ("tokens", "cost")),
+                    max(window.used for (_, what), window in windows.items() if what == counted),
                     level["limit"],
                 )
                 break
