@@ -57,11 +57,22 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
+def markdown(rows: list[Row]) -> str:
+    """The table for a document."""
+    lines = ["| test | what | tried | figure | goal | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        told = (row.test, ("control: " if row.control else "") + row.what, row.tried, row.figure, row.goal)
+        cells = [" ".join(cell.split()).replace("|", "\\|") for cell in told]
+        lines.append(f"| {' | '.join(cells)} | {verdict(row)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make drill", description=__doc__)
     parser.add_argument("only", nargs="*", help="modules or functions by name; all without")
     parser.add_argument("--quick", action="store_true", help="the scale of the everyday tests")
     parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--markdown", type=Path, help="write the table here too")
     asked = parser.parse_args()
     scale: Scale = "quick" if asked.quick else "long"
     console, began, rows = Console(), time.monotonic(), list[Row]()
@@ -75,6 +86,8 @@ def main() -> int:
     )
     if asked.json:
         asked.json.write_text(json.dumps([vars(row) for row in rows], indent=1))
+    if asked.markdown:
+        asked.markdown.write_text(markdown(rows))
     return 1 if missed or not rows else 0
 
 

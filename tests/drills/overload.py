@@ -222,7 +222,7 @@ def storm_on_one_gateway(scale: Scale) -> Iterator[Row]:
         storm, steps = asyncio.run(_curve(product, CURVE, seconds))
     yield from _rows(storm, steps, seconds, "gateway alone")
     with plain("off") as product:
-        _, (one, ten, _) = asyncio.run(_curve(product, (1.0, 10.0), seconds))
+        _, (one, ten, _) = asyncio.run(_curve(product, (1.0, 10.0), seconds / 2))
     yield _unhindered(one, ten)
 
 
@@ -237,7 +237,7 @@ def storm(scale: Scale) -> Iterator[Row]:
 def storm_without_admission(scale: Scale) -> Iterator[Row]:
     """The control."""
     with arena.place() as home, arena.product(_catalog(home, "off")) as product:
-        _, (one, ten, _) = asyncio.run(_curve(product, (1.0, 10.0), 12.0 if scale == "long" else 6.0))
+        _, (one, ten, _) = asyncio.run(_curve(product, (1.0, 10.0), 8.0 if scale == "long" else 6.0))
     yield _unhindered(one, ten)
 
 
