@@ -311,7 +311,7 @@ class Limits(Settings):
     is one of UTC) are for each key that has none of its own; left out, there is no such limit.
 
     With `admission` "adaptive" a gateway has so many requests under way that an answer takes no more than `stretch`
-    times what it takes where nothing else is going on; others wait for their turn, for `wait_seconds` at most, and for
+    times what it takes where nothing else is going on; others wait for their turn, for about `wait_seconds`, and for
     a tenth of that while the queue does not empty; who would wait longer is refused at once. With "off" everybody is
     let in. A body has to be there within `body_seconds`.
     """

@@ -56,7 +56,7 @@ def without_retries(scale: Scale) -> Iterator[Row]:
             tree["experts"][0]["options"]["delay_s"] = 0.05
             tree["gate"]["serve"]["num_replicas"] = 1
             with product(tree) as found, found.joined():
-                with Load(found.url, 8, stream_each=10**9, retries=0) as load:
+                with Load(found.url, 4, stream_each=10**9, retries=0) as load:
                     for _ in range(4 if scale == "long" else 2):
                         ready(found, "expert-ant", 2)
                         time.sleep(1.0)
