@@ -27,6 +27,7 @@ CALM = 2  # under way when one began whose time says how long it takes
 MOST_WAITING = 256
 MOST_KINDS = 256  # of those last seen
 LEARNING = 0.1  # share by which the newest of many moves an estimate
+LATELY = 0.3  # the same, where what was long ago says little
 LONGEST_RETRY = 20.0  # seconds
 
 
@@ -189,7 +190,7 @@ class Admission:
         self._refused *= 1 - LEARNING
         if turn.counts:
             seconds = max(0.0, self.clock() - turn.began - turn.paused)
-            self._seconds += LEARNING * (seconds - self._seconds) if self._seconds else seconds
+            self._seconds += LATELY * (seconds - self._seconds) if self._seconds else seconds
             self._learn(turn, seconds)
         self._call()
         if not self.under_way:
