@@ -171,10 +171,16 @@ def _listening(process: psutil.Process) -> list[int]:
     return []
 
 
+def _words(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
 def _files(found: arena.Product) -> dict[str, bytes]:
     """Of the product's folder and of Ray's; without those that are there to hold a secret."""
-    raylet = next(p for p in psutil.Process(found.process.pid).children(recursive=True) if p.name() == "raylet")
-    session = next(a for a in raylet.cmdline() if a.startswith("--temp-dir=")).partition("=")[2]
+    started = psutil.Process(found.process.pid).children(recursive=True)
+    (session,) = {a.partition("=")[2] for child in started for a in _words(child) if a.startswith("--temp-dir=")}
     meant = ("catalog.yaml", "ray-token-", "parrot")  # the last of them is the drill's own
     read: dict[str, bytes] = {}
     for file in (file for folder in (found.home, Path(session)) for file in folder.rglob("*")):
