@@ -221,12 +221,14 @@ def _deploy(catalog: Catalog, report: Report) -> None:
     """
     from gateway.deployment.ray_cluster import LOCK, deploy, deployed_config, enlist
     from gateway.deployment.render import serve_config
+    from gateway.deployment.store_address import deposit
     from gateway.locks import lock
     from multimoe.checkpoint import Registry
 
     # those that sleep until they are asked come last
     first, *others = sorted(catalog.experts, key=lambda spec: spec.serve.autoscaling_config.min_replicas == 0)
     champion, trial = Registry(catalog.gates).serving()
+    deposit(catalog)
     config = serve_config(catalog, champion, [first], trial)
     deploy(config)
     _poll(report, partial(_are_built, [application["name"] for application in config["applications"]]))

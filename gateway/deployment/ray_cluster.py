@@ -103,12 +103,14 @@ class RayCluster:
     async def ask(self, expert: str, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Stream one expert. Closing the iterator cancels the call in its replica."""
         handle: Any = self._handle(expert_app_name(expert), EXPERT).options(stream=True)
-        stream: DeploymentResponseGenerator[Delta] = handle.answer.remote(request)
+        stream: DeploymentResponseGenerator[Delta | MultimoeError] = handle.answer.remote(request)
         began, status = self.clock(), "error"
         try:
             with self._asking(expert):
                 await self._assigned(expert, stream)
                 async for delta in stream:
+                    if isinstance(delta, MultimoeError):
+                        raise delta
                     yield delta
             status = "ok"
         except (GeneratorExit, asyncio.CancelledError):

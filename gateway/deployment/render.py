@@ -18,6 +18,7 @@ from gateway.deployment.serving import (
     PAGE_APP,
     expert_app_name,
 )
+from gateway.deployment.store_address import without_password
 from gateway.problems import RETRY_SECONDS
 from multimoe.config import Catalog, Deployment, ExpertSpec
 from multimoe.journal import Trial
@@ -34,8 +35,8 @@ FOR_A_REQUEST = 1.5  # of the longest request: so long a replica that is replace
 def serve_config(
     catalog: Catalog, gate_version: int, experts: Sequence[ExpertSpec], trial: Trial | None = None
 ) -> Config:
-    """Gate, API, page and `experts`, as `ServeDeploySchema` takes it."""
-    settings = {"catalog": catalog.model_dump(mode="json")}
+    """Gate, API, page and `experts`, as `ServeDeploySchema` takes it. A password of the store is not in it."""
+    settings = {"catalog": without_password(catalog).model_dump(mode="json")}
     gate = {
         "name": GATE,
         **_scaling(catalog.gate.serve, GATE_SECONDS),

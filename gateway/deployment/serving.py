@@ -21,9 +21,11 @@ from ray.serve import Application
 from gateway import logs
 from gateway.cluster import GateState
 from gateway.deployment.perimeter import listen_with_the_node
+from gateway.deployment.store_address import whole
 from multimoe.backends import load_expert
 from multimoe.config import Catalog, ExpertSpec
 from multimoe.decision import Policy
+from multimoe.errors import MultimoeError
 from multimoe.expert import Delta, NextToken, token_expert
 from multimoe.inspection import inspected
 from multimoe.journal import Trial
@@ -60,17 +62,21 @@ class ExpertReplica:
         logs.start(None, logs.secrets_in(os.environ))
         self.expert = load_expert(ExpertSpec.model_validate(spec), Weights(Path(weights)).find)
 
-    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta]:
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Delta | MultimoeError]:
+        """A failure in our own words comes as the last item: one that is raised, Serve would write into Ray's logs."""
         until = None if request.seconds == math.inf else asyncio.get_running_loop().time() + request.seconds
         answer: Any = inspected(self.expert.answer(request), self.expert.spec, request)
-        async with aclosing(answer):  # who hangs up ends the work at once
-            while True:
-                # a gateway that died hangs up on nobody: what it no longer waits for ends by itself
-                async with asyncio.timeout_at(until):
-                    delta = await anext(answer, None)
-                if delta is None:
-                    return
-                yield delta
+        try:
+            async with aclosing(answer):  # who hangs up ends the work at once
+                while True:
+                    # a gateway that died hangs up on nobody: what it no longer waits for ends by itself
+                    async with asyncio.timeout_at(until):
+                        delta = await anext(answer, None)
+                    if delta is None:
+                        return
+                    yield delta
+        except MultimoeError as error:
+            yield error
 
     async def check_health(self) -> None:
         await self.expert.check_health()
@@ -96,7 +102,6 @@ class GateReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Raises nothing on a version that cannot be loaded: the one before it goes on serving."""
         from gateway.deployment.gate_service import logger
-        from multimoe.errors import MultimoeError
 
         try:
             experts = [ExpertSpec.model_validate(spec) for spec in user_config["experts"]]
@@ -149,7 +154,7 @@ def gateway_app(args: CatalogArgs) -> Application:
         from multimoe.mixture import Mixture
 
         listen_with_the_node()
-        catalog = Catalog.model_validate(args.catalog)
+        catalog = whole(Catalog.model_validate(args.catalog))
         _log_to(catalog, GATEWAY_APP)
         log = open_store(catalog)
         cluster = RayCluster(catalog, log=log)
