@@ -241,6 +241,7 @@ def _on_the_page(
     """Several to an answer in the quick tier, each followed by an empty line, else one by one."""
     many = 1 if scale == "long" else 20
     shown = Watched.open(browser, url, ".mm-status")
+    shown.page.wait_for_timeout(2000)  # it is drawn before it listens
     asked = 0
     for picks in (("parrot",), ("loud", "parrot"), ("failing", "parrot")):
         world.gate.picks = picks
@@ -251,6 +252,8 @@ def _on_the_page(
             if asked % 20 == 0:  # what was shown is drawn anew with every answer; not hundreds of times
                 shown.touch()
                 shown.page.get_by_role("button", name="New chat").click()
+                expect(shown.page.locator(".mm-rate")).to_have_count(0, timeout=PATIENCE)
+                shown.page.wait_for_timeout(500)
                 asked = 0
         shown.touch()
     name = home / "<img src=x onerror=ran(999)>.png"
