@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import json
+import mmap
 import random
 import re
 import signal
@@ -572,11 +573,12 @@ def growth(scale: Scale) -> Iterator[Row]:
             "+32 MiB",
             worst <= 32 and there <= 32,
         )
-        kept: list[bytes] = []
+        kept: list[mmap.mmap] = []
         decoders, honest = world.services.decoder, world.services.decoder.image
 
         async def leaking(data: bytes, param: str) -> ImagePart:
-            kept.append(b"\1" * MIB)
+            kept.append(mmap.mmap(-1, MIB))  # pages of its own: those that were freed here before count already
+            kept[-1].write(b"\1" * MIB)
             return await honest(data, param)
 
         decoders.image = leaking  # type: ignore[method-assign]
