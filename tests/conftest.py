@@ -1,9 +1,12 @@
-"""What tests share: the catalog that ships, and its weights, fetched once where they are missing."""
+"""What tests share: a gateway in one process, the catalog that ships, and its weights, fetched once where missing."""
 
 import os
 import secrets
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from gateway.deployment.perimeter import ON_LOOPBACK
@@ -11,6 +14,9 @@ from multimoe import config
 from multimoe.config import Catalog
 from multimoe.expert import FindWeights
 from multimoe.weights import Weights
+
+if TYPE_CHECKING:
+    from api_world import World
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,3 +37,18 @@ def weights(catalog: Catalog) -> FindWeights:
     store = Weights(catalog.weights)
     store.pull(catalog.weight_uris())
     return store.find
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> "Iterator[World]":
+    from api_world import World  # not for tests that need no gateway
+
+    made = World(tmp_path / "home")
+    yield made
+    made.log.close()
+
+
+@pytest.fixture
+async def client(world: "World") -> AsyncIterator[httpx.AsyncClient]:
+    async with world.client() as made:
+        yield made

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,19 +21,6 @@ from multimoe.examples import read
 from multimoe.journal import Place
 
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path / "home")
-    yield made
-    made.log.close()
-
-
-@pytest.fixture
-async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    async with world.client() as made:
-        yield made
 
 
 async def chunks(client: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[str, Any] | str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path / "home", presets={"thrifty": {"preference": "cheap"}, "best": {"preference": 0.9}})
     yield made
     made.log.close()
-
-
-@pytest.fixture
-async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    async with world.client() as made:
-        yield made
 
 
 @pytest.mark.parametrize(

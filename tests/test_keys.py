@@ -4,13 +4,12 @@ import itertools
 import json
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 from api_world import World, said
 from starlette.routing import Route
@@ -34,19 +33,6 @@ from multimoe.feedback import FeedbackLog, Scope
 
 CHAT = "/v1/chat/completions"
 OPEN_PATHS = {"/health", "/ready"}
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path / "home")
-    yield made
-    made.log.close()
-
-
-@pytest.fixture
-async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    async with world.client() as made:
-        yield made
 
 
 def bearer(world: World, *scopes: Scope, tenant: str | None = None) -> dict[str, str]:

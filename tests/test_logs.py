@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 from api_world import World, said
+from drills import leaks
 from drills.surface import served_paths
 
 from gateway import logs
@@ -26,18 +27,7 @@ from multimoe.feedback import FeedbackLog
 from multimoe.quality import Learned
 
 CHAT = "/v1/chat/completions"
-HOSTILE = [
-    "a\r\nb",
-    '{"level":"error","event":"forged"}',
-    "\n" + json.dumps({"event": "forged"}) + "\n",
-    "\x1b[2J\x1b[31mred",
-    "\u2028\u2029\u0085\u202e",
-    "x" * 1_000_000,
-    "%n%s%d%(name)s {} {0.__class__}",
-    "\ud800",
-    "\0",
-    "${jndi:ldap://h/x}",
-]
+HOSTILE = (*leaks.HOSTILE, "x" * 1_000_000, "\ud800", "\0")
 
 
 @pytest.fixture
@@ -55,13 +45,6 @@ def written() -> Iterator[io.StringIO]:
     for logger, level in zip(loggers, before, strict=True):
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path / "home")
-    yield made
-    made.log.close()
 
 
 def events(written: io.StringIO) -> list[dict[str, Any]]:
@@ -235,9 +218,8 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_goes_on_once_it_can(tmp_
 
 
 def holding(secret: str, *artefacts: bytes) -> int:
-    """How many of them have it in them, as it is or as JSON or a URL would write it."""
-    forms = {secret.encode(), quote(secret).encode(), json.dumps(secret)[1:-1].encode()}
-    return sum(any(form in artefact for form in forms) for artefact in artefacts)
+    """How many of them have it in them."""
+    return len(leaks.holding(secret, dict(enumerate(artefacts))))
 
 
 async def test_no_secret_comes_out_in_any_answer_log_or_file(tmp_path, written):

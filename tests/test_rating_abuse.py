@@ -1,8 +1,6 @@
 """T26: what somebody can do to the store and to learning by rating too much, too often, or nonsense."""
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from api_world import World, said
@@ -16,13 +14,6 @@ from multimoe.feedback.log import MOST_RATINGS
 from multimoe.screen import screen
 
 FEEDBACK = "/v1/feedback"
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path / "home")
-    yield made
-    made.log.close()
 
 
 async def answered(client) -> str:

@@ -34,7 +34,6 @@ LONGEST_RETRY = 20.0  # seconds
 @dataclass(eq=False)
 class Waiting:
     who: str
-    since: float
     turn: asyncio.Future[None]
 
     @property
@@ -148,14 +147,14 @@ class Admission:
             self._drop(other)
         if not self.waiting:
             self._empty = self.clock()
-        mine = Waiting(who, self.clock(), asyncio.get_running_loop().create_future())
+        mine = Waiting(who, asyncio.get_running_loop().create_future())
         self._queues.setdefault(who, deque()).append(mine)
         self.waiting += 1
-        await self._called(mine, 2 * self.wait_seconds)
+        await self._called(mine)
 
-    async def _called(self, mine: Waiting, seconds: float) -> None:
+    async def _called(self, mine: Waiting) -> None:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(2 * self.wait_seconds):
                 await mine.turn
         except TimeoutError:
             self._give_up(mine)

@@ -48,12 +48,15 @@ def verdict(row: Row) -> str:
     return "met" if row.met else "NOT MET"
 
 
+def cells(row: Row) -> tuple[str, ...]:
+    what = f"control: {row.what}" if row.control else row.what
+    return row.test, what, row.tried, row.figure, row.goal, verdict(row)
+
+
 def table(rows: list[Row]) -> Table:
     shown = Table("test", "what", "tried", "figure", "goal", "", title="Drills")
     for row in rows:
-        shown.add_row(
-            row.test, ("control: " if row.control else "") + row.what, row.tried, row.figure, row.goal, verdict(row)
-        )
+        shown.add_row(*cells(row))
     return shown
 
 
@@ -61,9 +64,8 @@ def markdown(rows: list[Row]) -> str:
     """The table for a document."""
     lines = ["| test | what | tried | figure | goal | |", "|---|---|---|---|---|---|"]
     for row in rows:
-        told = (row.test, ("control: " if row.control else "") + row.what, row.tried, row.figure, row.goal)
-        cells = [" ".join(cell.split()).replace("|", "\\|") for cell in told]
-        lines.append(f"| {' | '.join(cells)} | {verdict(row)} |")
+        told = [" ".join(cell.split()).replace("|", "\\|") for cell in cells(row)]
+        lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -21,7 +21,7 @@ from api_world import said
 
 from drills import arena
 from drills.row import Row, Scale
-from drills.surface import CHAT, OPEN, bodies_against, lines_against
+from drills.surface import CHAT, bodies_against, lines_against
 from multimoe.config import parse
 from multimoe.feedback import FeedbackLog
 
@@ -47,9 +47,12 @@ def behind_the_proxy(scale: Scale) -> Iterator[Row]:
         tree["server"]["keys"] = "required"
         key = _key(tree)
         with arena.product(tree, key) as found:
-            paths = [path for path in PATHS if path not in OPEN and path != "/ui/"]
+            paths = [path for path in PATHS if path != "/ui/"]
             chats = (CHAT,) if scale == "quick" else (CHAT, "/v1/route", "/v1/embeddings", "/v1/feedback")
-            memory = lambda: found.memory("ServeReplica:gateway:") + found.memory("ProxyActor")  # noqa: E731
+
+            def memory() -> int:
+                return found.memory("ServeReplica:gateway:") + found.memory("ProxyActor")
+
             yield from bodies_against(found.url, chats, key, scale, "Serve", memory)
             yield from lines_against(found.url, paths if scale == "long" else paths[:2], key, "Serve")
 
