@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 REPEATED = 12  # letters from which on a message is taken to repeat the question; half of them where it has no more
 MOST_READ = 200  # characters of a text in which they are looked for
 BETWEEN = r"(?:\\[nrt]|[\W_])*"  # two of them: however the message may quote
+TRIED_OUT = 3  # times as long as it should take: who is slow and comes nevertheless is learned to be slow
+FOUND_SECONDS = 0.05  # until what is overdue has been noted, before another is asked beside it
 LOOK_SECONDS = 0.5  # between two looks whether an expert that nobody can stand in for is up again
 HARMLESS = (LoopDetected, Unavailable)  # the question's way here, or too many questions: not the expert's fault
 
@@ -58,6 +60,7 @@ class Asker:
         faults = faults or FaultSpec()
         self.breakers = Breakers(faults, clock, notice)
         self.retries = RetryBudget(faults.retries)
+        self.hedges = RetryBudget(faults.hedges)
         self._trials: set[asyncio.Task[None]] = set()
 
     async def ask(
@@ -149,7 +152,9 @@ class Asker:
         with self.breakers.attempt(spec, pool) as attempt:
             if not attempt.trial:
                 return
-            began, most = self.clock(), self.breakers.patience(spec, request)
+            began, patience = self.clock(), self.breakers.patience(spec, request)
+            most = min(spec.timeout_s, TRIED_OUT * patience)
+            overdue = asyncio.get_running_loop().call_later(patience, attempt.overdue)
             try:
                 deltas = inspected(self.experts.ask(spec.name, replace(request, seconds=most)), spec, request)
                 async with asyncio.timeout(most), aclosing(deltas):
@@ -161,6 +166,8 @@ class Asker:
                 self._judge(attempt, spec, request, self._late(spec, most), most, most)
             except MultimoeError as error:
                 self._judge(attempt, spec, request, error, self.clock() - began, most)
+            finally:
+                overdue.cancel()
 
     async def listen(
         self,
@@ -175,14 +182,16 @@ class Asker:
         async for _ in self.ask(run, name, role, request, wait, resort):
             pass
 
-    async def gather(self, run: Run, names: Sequence[str], role: PartRole, others: bool = True) -> None:
+    async def gather(
+        self, run: Run, names: Sequence[str], role: PartRole, others: bool = True, resort: bool = False
+    ) -> None:
         """Perception experts side by side; where the run has them wait in a row, only until one is sure.
 
         `others` says whether somebody else could still answer after them.
         """
         rows = {row[0]: row for row in run.in_turn(names)}
         await self.side_by_side(
-            run, role, {first: (row, self._in_turn(run, row, role, others)) for first, row in rows.items()}
+            run, role, {first: (row, self._in_turn(run, row, role, others, resort)) for first, row in rows.items()}
         )
 
     async def side_by_side(
@@ -211,21 +220,37 @@ class Asker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         for task in pending:
-            for name in run.unasked(tasks[task]):
-                error = ExpertTimeout(f"expert {name!r} was not waited for when others had answered")
-                run.keep(name, role, Heard(), self.clock() - began, error)
+            self.give_up(run, tasks[task], role, began)
+
+    def give_up(self, run: Run, names: Sequence[str], role: PartRole, began: float) -> None:
+        """Nobody waits any longer for these, who were asked at `began`."""
+        for name in run.unasked(names):
+            error = ExpertTimeout(f"expert {name!r} was not waited for when others had answered")
+            run.keep(name, role, Heard(), self.clock() - began, error)
+
+    def slow_after(self, run: Run, names: Sequence[str]) -> float:
+        """Seconds after which these, asked together, have been found slow where none has said a word."""
+        return max(self._patience(run, row) for row in run.in_turn(names)) + FOUND_SECONDS
+
+    def may_hedge(self, run: Run, names: Sequence[str]) -> bool:
+        """Whether the next is to be asked beside these, who are slow: not once they have begun, nor too often."""
+        if run.begun.intersection(names) or not self.hedges.take():
+            return False
+        for name in names:
+            self.notice(name, "hedged")
+        return True
 
     def _patience(self, run: Run, names: Sequence[str]) -> float:
         """Seconds after which these, asked one after the other, are slow."""
         return sum(self.breakers.patience(run.roster[name], run.request) for name in names)
 
-    async def _in_turn(self, run: Run, row: Sequence[str], role: PartRole, others: bool) -> None:
+    async def _in_turn(self, run: Run, row: Sequence[str], role: PartRole, others: bool, resort: bool) -> None:
         for place, name in enumerate(row):
             if place and (why := run.sure(row[:place])):
                 run.spare(name, why)
             else:
                 more = others or place + 1 < len(row)
-                await self.listen(run, name, role, run.request, run.share(more))
+                await self.listen(run, name, role, run.request, run.share(more), resort)
 
     async def next_tokens(
         self, run: Run, spec: ExpertSpec, request: ChatRequest, written: tuple[int, ...], top: int

@@ -161,7 +161,7 @@ class Breakers:
 
 
 class RetryBudget:
-    """A repeated question costs one token; every question earns `share` of one. `burst` are there from the start."""
+    """A question asked again costs one token; every question earns `share` of one. `burst` are there from the start."""
 
     def __init__(self, share: float, burst: float = 10.0) -> None:
         self.share = share

@@ -369,8 +369,9 @@ class FaultSpec(Settings):
     One that fails `eject_after` times in a row is passed over for `eject_seconds`, then tried with a copy of a
     question, one at a time, whose answer nobody waits for, and passed over for longer each time that fails; at most a
     share `most_ejected` of all experts at once, and only while others can answer. Who takes longer to its first word
-    than `slow_factor` times what is usual for it, and than `slow_seconds`, fails as well. A question to a replica that
-    went away is put to another one, for at most a share `retries` of all questions.
+    than `slow_factor` times what is usual for it, and than `slow_seconds`, fails as well, and the next best is asked
+    beside it, for at most a share `hedges` of all questions. A question to a replica that went away is put to another
+    one, for at most a share `retries` of all questions.
     """
 
     eject_after: int = Field(default=5, ge=1)
@@ -379,6 +380,7 @@ class FaultSpec(Settings):
     slow_factor: float = Field(default=10.0, ge=1)
     slow_seconds: float = Field(default=5.0, gt=0)
     retries: float = Field(default=0.1, ge=0, le=1)
+    hedges: float = Field(default=0.05, ge=0, le=1)
 
 
 class Server(Settings):

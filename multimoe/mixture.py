@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol
 
 from multimoe.asking import Asker, Experts
@@ -16,6 +17,7 @@ from multimoe.breaker import Notice, unnoticed
 from multimoe.config import BlendSpec, Combine, ExpertSpec, FaultSpec
 from multimoe.decision import Policy
 from multimoe.errors import BadInput, MultimoeError, UnknownModel
+from multimoe.failover import first_to_come
 from multimoe.messages import ChatRequest
 from multimoe.reply import Decided, Event, Finished, Part, Reply, Routed, Spoken
 from multimoe.run import Run
@@ -111,7 +113,7 @@ class Mixture:
         if run.cast.leader.output == "text":
             words = self.writing.write(run, run.request)
         else:
-            await self._perceive(run, run.cast.perceivers())
+            await self._perceive(run)
             question = run.spoken_question()
             words = self._answer_spoken(run, question) if question else _once(run.said())
         async with aclosing(words) as pieces:
@@ -119,18 +121,18 @@ class Mixture:
                 yield Spoken(run.speak(piece))
         yield Finished(run.reply())
 
-    async def _perceive(self, run: Run, names: Sequence[str]) -> None:
-        """Ask perception experts side by side; when all fail, the next best of the same kinds, one after the other."""
-        others = run.cast.stand_ins(names)
-        await self.asker.gather(run, names, "answer", others=bool(run.unasked(others)))
-        for resort in (False, True):
-            left = run.passed_over([*names, *others]) if resort else run.unasked(others)
-            for place, name in enumerate(left, 1):
-                if run.outputs():
-                    return
-                wait = run.share(others=place < len(left))
-                await self.asker.listen(run, name, "answer", run.request, wait, resort)
+    async def _perceive(self, run: Run) -> None:
+        """Ask perception experts side by side; where none comes through, the next best, one after the other."""
+        chosen = run.cast.perceivers()
+        others = [[name] for name in run.cast.stand_ins(chosen) if name not in chosen]
+        async with aclosing(first_to_come(run, self.asker, [chosen, *others], partial(self._look, run))) as silence:
+            async for _ in silence:
+                pass
         run.raise_if_silent()
+
+    async def _look(self, run: Run, names: Sequence[str], others: bool, resort: bool) -> AsyncGenerator[str, None]:
+        await self.asker.gather(run, names, "answer", others, resort)
+        yield ""
 
     async def _answer_spoken(self, run: Run, question: str) -> AsyncGenerator[str, None]:
         """A recording that asks something is answered: the words heard go to the gate as if they had been typed."""

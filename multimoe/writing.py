@@ -4,23 +4,24 @@ The run says which way and who is to be asked, and keeps what came of each.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from multimoe.asking import Asker
 from multimoe.blend import say
 from multimoe.blend.texts import to_fuse, vote
 from multimoe.errors import MultimoeError
+from multimoe.failover import first_to_come
 from multimoe.messages import ChatRequest
 from multimoe.run import Candidate, Run
 from multimoe.together import write_together
-from multimoe.voices import Voice, by_first_word
+from multimoe.voices import Voice, Words, by_first_word
 from multimoe.way import Way, vote_or_fuse
 
 ASIDE_SECONDS = 0.2  # how long a finished answer waits for experts that ran beside it; one still asleep is skipped
 
 Embed = Callable[[list[str]], Awaitable[list[list[float]]]]  # texts -> vectors of length 1
-Words = AsyncGenerator[str, None]
 
 
 class Writing:
@@ -73,21 +74,22 @@ class Writing:
         `from_evidence` has what they cannot read told to them in words. Raises what broke off an answer of which some
         words are out.
         """
-        for resort in (False, True):
-            left = run.passed_over(names) if resort else run.unasked(names)
-            for place, name in enumerate(left, 1):
-                if from_evidence:
-                    await self.asker.gather(run, run.unasked(run.cast.evidence_for([name])), "evidence")
-                asked = run.written_request(request, run.roster[name]) if from_evidence else request
-                spoken, wait = False, run.share(others=place < len(left) or bool(run.outputs()))
-                async with aclosing(self.asker.ask(run, name, "answer", asked, wait, resort)) as pieces:
-                    async for piece in pieces:
-                        spoken = True
-                        yield piece
-                if run.came(name):
-                    return
-                if spoken:
-                    raise run.failure(name)
+        ask = partial(self._written, run, request, from_evidence)
+        async with aclosing(first_to_come(run, self.asker, [[name] for name in names], ask)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _written(
+        self, run: Run, request: ChatRequest, from_evidence: bool, names: Sequence[str], others: bool, resort: bool
+    ) -> Words:
+        (name,) = names
+        if from_evidence:
+            await self.asker.gather(run, run.unasked(run.cast.evidence_for(names)), "evidence")
+            request = run.written_request(request, run.roster[name])
+        wait = run.share(others or bool(run.outputs()))
+        async with aclosing(self.asker.ask(run, name, "answer", request, wait, resort)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def _weighed(self, run: Run, request: ChatRequest) -> Words:
         """All candidates, side by side; then the one that the others agree with most, or what is fused from them."""

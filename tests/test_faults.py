@@ -247,11 +247,75 @@ async def test_where_all_are_slow_all_are_heard() -> None:
     assert statuses(reply) == {"a": "ok", "b": "ok"}
 
 
-async def test_a_steadily_slow_expert_is_learned_to_be_so_and_stays() -> None:
+@pytest.mark.parametrize("hedges", [0.0, 0.05])
+async def test_a_steadily_slow_expert_is_learned_to_be_so_and_stays(hedges: float) -> None:
     world = Scripts({"a": 1}, a=writer("hi", delay=0.3, timeout_s=60), b=writer("no"), c=writer("no"))
-    asked = mixture(world, FaultSpec(slow_seconds=0.2, slow_factor=2))
-    assert [(await answered(asked)).text for _ in range(8)] == ["hi"] * 8
-    assert asked.asker.breakers.ejected() == []
+    asked = mixture(world, FaultSpec(slow_seconds=0.2, slow_factor=2, eject_seconds=0.1, hedges=hedges))
+    texts = [(await answered(asked)).text for _ in range(8)]
+    assert texts == (["hi"] if hedges == 0.0 else ["no"]) * 8
+    async with asyncio.timeout(20):
+        while asked.asker.breakers.ejected():  # until it has been tried out
+            await answered(asked)
+            await asyncio.sleep(0.05)
+    assert [(await answered(asked)).text for _ in range(3)] == ["hi"] * 3
+
+
+# --- one that is slow, and another asked beside it ---
+
+HEDGED = FaultSpec(slow_seconds=0.2, slow_factor=1)
+
+
+async def test_the_next_best_is_asked_beside_who_is_slow_and_the_first_to_speak_is_heard() -> None:
+    world = Scripts({"a": 1}, a=writer("late", delay=60, timeout_s=60), b=writer("in ", "time"))
+    began, words = asyncio.get_running_loop().time(), list[str]()
+    reply = await answered(mixture(world, HEDGED), seconds=30, whole=False, words=words)
+    assert asyncio.get_running_loop().time() - began < 2
+    assert (words, statuses(reply), reply.degraded) == (["in ", "time"], {"a": "timeout", "b": "ok"}, True)
+    assert world.scripts["a"].closed
+    assert world.noticed == {"a hedged": 1}  # type: ignore[attr-defined]
+
+
+async def test_who_was_slow_is_heard_where_it_speaks_first_all_the_same() -> None:
+    world = Scripts({"a": 1}, a=writer("slow", delay=0.4, timeout_s=60), b=writer("no", delay=60, timeout_s=60))
+    reply = await answered(mixture(world, HEDGED), seconds=30)
+    assert (reply.text, statuses(reply)) == ("slow", {"a": "ok", "b": "timeout"})
+    assert world.scripts["b"].closed
+
+
+async def test_who_was_slow_is_heard_where_the_one_beside_it_fails() -> None:
+    world = Scripts({"a": 1}, a=writer("slow", delay=0.5, timeout_s=60), b=writer(error=ExpertFailed("gone")))
+    reply = await answered(mixture(world, HEDGED), seconds=30)
+    assert (reply.text, statuses(reply)) == ("slow", {"a": "ok", "b": "error"})
+
+
+async def test_a_slow_classifier_is_hedged_too() -> None:
+    eyes = {name: Script({"image"}, "labels", [cat(0.9)], delay=60 * (name == "a"), timeout_s=60) for name in "ab"}
+    reply = await answered(mixture(Scripts({"a": 1}, **eyes), HEDGED), ask(PICTURE), seconds=30)
+    assert statuses(reply) == {"a": "timeout", "b": "ok"}
+
+
+async def test_who_has_begun_is_not_hedged_though_nobody_has_heard_it_yet() -> None:
+    world = Scripts({"a": 1}, a=writer("one ", "two ", "three", delay=0.15, timeout_s=60), b=writer("no"))
+    assert (await answered(mixture(world, HEDGED), seconds=30)).text == "one two three"
+    assert not world.scripts["b"].asked
+
+
+async def test_hedges_have_a_budget() -> None:
+    world = Scripts({"a": 1}, a=writer("slow", delay=0.3, timeout_s=60), b=writer("no"))
+    asked = mixture(world, HEDGED.model_copy(update={"eject_after": 100}))
+    replies = await asyncio.gather(*(answered(asked, seconds=30) for _ in range(40)))
+    assert Counter(reply.text for reply in replies) == {"no": 10, "slow": 30}
+
+
+async def test_closing_a_hedged_answer_closes_everybody() -> None:
+    team = {name: writer("late", delay=60, timeout_s=60) for name in "ab"}
+    world = Scripts({"a": 1}, **team)
+    asking = asyncio.create_task(answered(mixture(world, HEDGED), seconds=30))
+    await eventually(lambda: bool(team["b"].asked))
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert team["a"].closed
+    assert team["b"].closed
 
 
 async def test_a_server_that_cannot_be_reached_in_its_own_time_has_failed() -> None:
@@ -324,7 +388,7 @@ async def test_a_hanging_expert_is_paid_for_a_few_times_only() -> None:
 async def test_nobody_waits_for_the_answer_of_an_expert_that_is_tried_out() -> None:
     sick = writer("late", delay=60, timeout_s=60)
     world = Scripts({"a": 1}, a=sick, b=writer("yes"), c=writer("no"))
-    asked = mixture(world, FaultSpec(slow_seconds=2, slow_factor=1, eject_after=1, eject_seconds=0.1))
+    asked = mixture(world, FaultSpec(slow_seconds=0.7, slow_factor=1, eject_after=1, eject_seconds=0.1))
     breakers = asked.asker.breakers
     await answered(asked, seconds=3.5)
     assert breakers.ejected() == ["a"]

@@ -46,7 +46,7 @@ class Metrics:
                 self._weight.observe(choice.weight, {"expert": choice.expert})
 
     def faulted(self, expert: str, what: str) -> None:
-        """`what` is ejected, restored, passed_over or retried; the gate counts as an expert here."""
+        """`what` is ejected, restored, passed_over, retried or hedged; the gate counts as an expert here."""
         self._faults.inc(1, {"expert": expert, "what": what})
 
     def asked(self, expert: str, status: str, seconds: float) -> None:
