@@ -82,7 +82,7 @@ class Asker:
                 return
         wait = min(wait, spec.timeout_s, run.left())
         self.retries.earn()
-        with self.breakers.attempt(spec, len(run.roster)) as attempt:
+        with self.breakers.attempt(spec, len(run.roster), resort) as attempt:
             again = False
             while True:
                 piece = Heard()

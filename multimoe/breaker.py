@@ -14,6 +14,7 @@ from multimoe.messages import ChatRequest
 
 LONGEST = 12  # times `eject_seconds` an expert is passed over at most
 REMEMBERED = 32  # answers that say what is usual
+ENOUGH = 12  # of them at least say how often it fails
 WAKING_SECONDS = 30.0  # that an expert which may be asleep has on top, before others stop waiting for it
 
 Notice = Callable[[str, str], None]  # an expert, and what has become of it: "ejected", "restored", ...
@@ -25,25 +26,31 @@ def unnoticed(expert: str, what: str) -> None:
 
 @dataclass
 class Breaker:
-    """What one expert has done lately. Closed it is asked; open it is passed over until `due`, then tried by one."""
+    """What one expert has done lately. Closed it is asked; open it is passed over until `due`, then tried by one.
 
-    failures: int = 0
+    It closes when `to_pass` trials in a row went well.
+    """
+
+    failures: int = 0  # in a row
+    ended: deque[bool] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # how, the last ones while closed
     ejections: int = 0
     open: bool = False
+    why: str = ""
     due: float = 0.0
     trying: bool = False
-    last: str = ""
+    passed: int = 0
+    to_pass: int = 1
     usual: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
 class Attempt:
     """One question to one expert: it ends well, badly, or, where nobody waited for the end, in neither way."""
 
-    def __init__(self, breakers: "Breakers", spec: ExpertSpec, pool: int) -> None:
+    def __init__(self, breakers: "Breakers", spec: ExpertSpec, pool: int, resort: bool) -> None:
         self.breakers = breakers
         self.spec = spec
         self.pool = pool
-        self.trial = breakers.try_out(spec.name)
+        self.trial = breakers.try_out(spec.name, resort)
         self.late = False
         self._ended = False
 
@@ -51,7 +58,7 @@ class Attempt:
         """It should have said something by now. It may still, but that makes nothing good."""
         if not (self.late or self._ended or may_sleep(self.spec)):
             self.late = True
-            self.breakers.failed(self.spec.name, self.pool, "was far slower than usual")
+            self.breakers.failed(self.spec.name, self.pool, "was far slower than usual", self.trial)
 
     def succeeded(self, seconds: float | None = None) -> None:
         """`seconds` to its first word, where that is to count as usual."""
@@ -59,12 +66,12 @@ class Attempt:
         if self.late:
             self.breakers.took(self.spec.name, seconds)  # or what is usual for it would never be learned
         else:
-            self.breakers.succeeded(self.spec.name, seconds)
+            self.breakers.succeeded(self.spec.name, seconds, self.trial)
 
     def failed(self, why: str) -> None:
         self._ended = True
         if not self.late:
-            self.breakers.failed(self.spec.name, self.pool, why)
+            self.breakers.failed(self.spec.name, self.pool, why, self.trial)
 
 
 class Breakers:
@@ -90,7 +97,7 @@ class Breakers:
             return ""
         wait = breaker.due - self.clock()
         next_try = f"it is tried again in {wait:.0f} s" if wait > 0 else "it is being tried out"
-        return f"passed over after {breaker.failures} failures in a row (it {breaker.last}); {next_try}"
+        return f"passed over after {breaker.why}; {next_try}"
 
     def patience(self, spec: ExpertSpec, request: ChatRequest) -> float:
         """Seconds to its first word beyond which this expert is slow; each picture takes them, and sound its length."""
@@ -102,20 +109,23 @@ class Breakers:
         return max(self.spec.slow_seconds, self.spec.slow_factor * seconds) + listening + waking
 
     @contextmanager
-    def attempt(self, spec: ExpertSpec, pool: int) -> Iterator[Attempt]:
-        """While one question is with an expert. Left without a result (who asked hung up) it says nothing of it."""
-        attempt = Attempt(self, spec, pool)
+    def attempt(self, spec: ExpertSpec, pool: int, resort: bool = False) -> Iterator[Attempt]:
+        """While one question is with an expert, the last `resort` or not. Left without a result (who asked hung up) it
+        says nothing of it.
+        """
+        attempt = Attempt(self, spec, pool, resort)
         try:
             yield attempt
         finally:
             if attempt.trial:
                 self._of(spec.name).trying = False
 
-    def try_out(self, name: str) -> bool:
-        """Whether a question now is the one that tries whether an expert is well again."""
-        if not self.due(name):
+    def try_out(self, name: str, resort: bool = False) -> bool:
+        """Whether a question now is the one that tries whether an expert is well again, due or the last `resort`."""
+        breaker = self._of(name)
+        if not breaker.open or breaker.trying or not (resort or self.due(name)):
             return False
-        self._of(name).trying = True
+        breaker.trying = True
         return True
 
     def took(self, name: str, seconds: float | None) -> None:
@@ -123,25 +133,35 @@ class Breakers:
         if seconds is not None:
             self._of(name).usual.append(seconds)
 
-    def succeeded(self, name: str, seconds: float | None) -> None:
+    def succeeded(self, name: str, seconds: float | None, trial: bool) -> None:
         self.took(name, seconds)
         breaker = self._of(name)
         breaker.failures = 0
-        if breaker.open:
-            breaker.open = False
-            self.notice(name, "restored")
-        elif breaker.ejections:
-            breaker.ejections -= 1  # slowly forgotten: one that fails again soon is passed over for longer
+        if not breaker.open:
+            breaker.ended.append(True)
+            breaker.ejections = max(breaker.ejections - 1, 0)  # slowly forgotten: the next time soon is for longer
+        elif trial:
+            breaker.passed += 1
+            if breaker.passed >= breaker.to_pass:
+                breaker.open = False
+                breaker.ended.clear()
+                self.notice(name, "restored")
 
-    def failed(self, name: str, pool: int, why: str) -> None:
+    def failed(self, name: str, pool: int, why: str, trial: bool) -> None:
         breaker = self._of(name)
         breaker.failures += 1
-        breaker.last = why
         if breaker.open:
-            if breaker.trying:
+            if trial and breaker.due <= self.clock():
                 self._eject(breaker)
-        elif breaker.failures >= self.spec.eject_after and self._room(pool):
+            return
+        breaker.ended.append(False)
+        often, of = breaker.ended.count(False), len(breaker.ended)
+        in_a_row = breaker.failures >= self.spec.eject_after
+        if (in_a_row or (of >= ENOUGH and often >= self.spec.eject_share * of)) and self._room(pool):
             breaker.open = True
+            breaker.to_pass = 1 if in_a_row else self.spec.eject_after
+            many = f"{breaker.failures} failures in a row" if in_a_row else f"{often} failures in {of} answers"
+            breaker.why = f"{many} (it {why})"
             self._eject(breaker)
             self.notice(name, "ejected")
 
@@ -149,6 +169,7 @@ class Breakers:
         return [name for name, breaker in self._all.items() if breaker.open]
 
     def _eject(self, breaker: Breaker) -> None:
+        breaker.passed = 0
         breaker.ejections = min(breaker.ejections + 1, LONGEST)
         breaker.due = self.clock() + self.spec.eject_seconds * breaker.ejections
 

@@ -366,15 +366,17 @@ class MediaSpec(Settings):
 class FaultSpec(Settings):
     """What is done about experts that fail, by each gateway for itself.
 
-    One that fails `eject_after` times in a row is passed over for `eject_seconds`, then tried with a copy of a
-    question, one at a time, whose answer nobody waits for, and passed over for longer each time that fails; at most a
-    share `most_ejected` of all experts at once, and only while others can answer. Who takes longer to its first word
-    than `slow_factor` times what is usual for it, and than `slow_seconds`, fails as well, and the next best is asked
-    beside it, for at most a share `hedges` of all questions. A question to a replica that went away is put to another
-    one, for at most a share `retries` of all questions.
+    One that fails `eject_after` times in a row, or on a share `eject_share` of its last questions, is passed over for
+    `eject_seconds`, then tried with a copy of a question, one at a time, whose answer nobody waits for, and passed over
+    for longer each time that fails; at most a share `most_ejected` of all experts at once, and only while others can
+    answer. Who failed in a row comes back after one trial that went well, the other after `eject_after` of them. Who
+    takes longer to its first word than `slow_factor` times what is usual for it, and than `slow_seconds`, fails as
+    well, and the next best is asked beside it, for at most a share `hedges` of all questions. A question to a replica
+    that went away is put to another one, for at most a share `retries` of all questions.
     """
 
     eject_after: int = Field(default=5, ge=1)
+    eject_share: float = Field(default=0.25, gt=0, le=1)
     eject_seconds: float = Field(default=5.0, gt=0)
     most_ejected: float = Field(default=1 / 3, ge=0, le=1)
     slow_factor: float = Field(default=10.0, ge=1)

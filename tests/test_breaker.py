@@ -41,13 +41,43 @@ def test_an_expert_that_keeps_failing_is_passed_over_and_the_reason_is_told() ->
     assert breakers.why_not("a") == "passed over after 3 failures in a row (it failed); it is tried again in 10 s"
 
 
-def test_one_success_between_failures_keeps_it_in() -> None:
-    breakers = Breakers(FAULTS, Clock())
-    for _ in range(5):
-        fail(breakers, "a", 2)
-        with breakers.attempt(spec("a"), 9) as attempt:
+def succeed(breakers: Breakers, name: str, times: int = 1) -> None:
+    for _ in range(times):
+        with breakers.attempt(spec(name), 9) as attempt:
             attempt.succeeded(0.1)
+
+
+def test_one_failure_now_and_then_keeps_it_in() -> None:
+    breakers = Breakers(FAULTS, Clock())
+    for _ in range(20):
+        fail(breakers, "a", 1)
+        succeed(breakers, "a", 6)
     assert breakers.ejected() == []
+
+
+def test_who_fails_often_though_never_in_a_row_is_passed_over_until_several_trials_went_well() -> None:
+    breakers = Breakers(FAULTS, clock := Clock())
+    while not breakers.ejected():
+        succeed(breakers, "a", 2)
+        fail(breakers, "a", 1)
+    assert "passed over after 4 failures in 12 answers (it failed)" in breakers.why_not("a")
+    clock.now += 10
+    succeed(breakers, "a", 2)
+    fail(breakers, "a", 1)  # 30 % fail: two trials say little
+    assert "again in 20 s" in breakers.why_not("a")
+    clock.now += 20
+    succeed(breakers, "a", 2)
+    assert breakers.ejected() == ["a"]
+    succeed(breakers, "a", 1)
+    assert breakers.ejected() == []
+
+
+def test_an_answer_from_before_it_was_passed_over_does_not_bring_it_back() -> None:
+    breakers = Breakers(FAULTS, Clock())
+    with breakers.attempt(spec("a"), 9) as earlier:
+        fail(breakers, "a", 3)
+        earlier.succeeded(0.1)
+    assert breakers.ejected() == ["a"]
 
 
 def test_one_request_at_a_time_tries_it_out_and_each_failure_makes_the_wait_longer() -> None:
@@ -136,7 +166,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.breakers = Breakers(FAULTS, self.clock, self.notice)
+        self.breakers = Breakers(FAULTS.model_copy(update={"eject_share": 1.0}), self.clock, self.notice)
         self.waiting: dict[str, list[tuple[object, Attempt]]] = {name: [] for name in self.NAMES}
         self.row = dict.fromkeys(self.NAMES, 0)
         self.told: dict[str, str] = {}
@@ -164,7 +194,7 @@ class Machine(RuleBasedStateMachine):
             attempt.failed("failed")
         if (end == "late" or end == "failed") and not late:
             self.row[name] += 1
-        elif end == "ok" and not late:
+        elif end == "ok" and not late and (attempt.trial or name not in self.breakers.ejected()):
             self.row[name] = 0
             assert name not in self.breakers.ejected()
         context.__exit__(None, None, None)  # type: ignore[attr-defined]

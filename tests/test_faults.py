@@ -301,7 +301,7 @@ async def test_who_has_begun_is_not_hedged_though_nobody_has_heard_it_yet() -> N
 
 
 async def test_hedges_have_a_budget() -> None:
-    world = Scripts({"a": 1}, a=writer("slow", delay=0.3, timeout_s=60), b=writer("no"))
+    world = Scripts({"a": 1}, a=writer("slow", delay=1.5, timeout_s=60), b=writer("no"))
     asked = mixture(world, HEDGED.model_copy(update={"eject_after": 100}))
     replies = await asyncio.gather(*(answered(asked, seconds=30) for _ in range(40)))
     assert Counter(reply.text for reply in replies) == {"no": 10, "slow": 30}
