@@ -36,7 +36,7 @@ def under_load(scale: Scale) -> Iterator[Row]:
         versions = write_versions(tree, 8)
         with product(tree) as found, found.joined(), Client(found.url) as client:
             rate = capacity(found, 5 if long else 3) / 2
-            yield swapped(found, client, rate, versions, 60 if long else 10)
+            yield swapped(found, client, rate, versions, 45 if long else 10)
             yield changed(
                 found, rate, "an expert is upgraded in place", lambda: upgraded(found, client, 2 if long else 1)
             )

@@ -38,11 +38,11 @@ def under_fire(scale: Scale) -> Iterator[Row]:
             rate = capacity(found, 6 if long else 3) / 2
             yield from killed(found, rate, every=30.0, seconds=125 if long else 20, goal=1.0, test="T30")
             # what is killed each second takes both cores to come back: little is asked meanwhile
-            yield from killed(found, rate / 6, every=1.0, seconds=60 if long else 10, goal=0.999, test="T30")
+            yield from killed(found, rate / 6, every=1.0, seconds=45 if long else 10, goal=0.999, test="T30")
             yield last_replica(found, rate)
             for mood in ({"mode": "slow", "seconds": 10.0}, {"mode": "errs", "share": 0.3}, {"mode": "hangs"}):
-                yield grey(found, rate, mood, 20 if long else 8)
-            yield liar(found, rate, 20 if long else 8)
+                yield grey(found, rate, mood, 16 if long else 8)
+            yield liar(found, rate, 16 if long else 8)
             yield from hung_up(found, 200 if long else 40)
             yield in_a_hurry(found, 20 if long else 5)
             yield a_wrong_body_is_seen(found, rate)

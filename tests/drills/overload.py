@@ -217,7 +217,7 @@ class Storm:
 
 def storm_on_one_gateway(scale: Scale) -> Iterator[Row]:
     """Without Ray: what the gateway does by itself, and what becomes of it with admission off."""
-    seconds = 15.0 if scale == "long" else 5.0
+    seconds = 12.0 if scale == "long" else 5.0
     with plain("adaptive") as product:
         storm, steps = asyncio.run(_curve(product, CURVE, seconds))
     yield from _rows(storm, steps, seconds, "gateway alone")
@@ -228,7 +228,7 @@ def storm_on_one_gateway(scale: Scale) -> Iterator[Row]:
 
 def storm(scale: Scale) -> Iterator[Row]:
     """On Ray, with proxy, gateway, gate and expert in processes of their own."""
-    seconds = 15.0 if scale == "long" else 6.0
+    seconds = 12.0 if scale == "long" else 6.0
     with arena.place() as home, arena.product(_catalog(home, "adaptive")) as product:
         storm, steps = asyncio.run(_curve(product, CURVE, seconds))
     yield from _rows(storm, steps, seconds, "on Ray")
@@ -237,7 +237,7 @@ def storm(scale: Scale) -> Iterator[Row]:
 def storm_without_admission(scale: Scale) -> Iterator[Row]:
     """The control."""
     with arena.place() as home, arena.product(_catalog(home, "off")) as product:
-        _, (one, ten, _) = asyncio.run(_curve(product, (1.0, 10.0), 8.0 if scale == "long" else 6.0))
+        _, (one, ten, _) = asyncio.run(_curve(product, (1.0, 10.0), 8.0 if scale == "long" else 6.0, rest=SLO))
     yield _unhindered(one, ten)
 
 
@@ -258,8 +258,9 @@ def _catalog(home: Any, admission: str) -> dict[str, Any]:
 
 
 async def _curve(
-    product: "arena.Product | Plain", curve: tuple[float, ...], seconds: float
+    product: "arena.Product | Plain", curve: tuple[float, ...], seconds: float, rest: float = 45.0
 ) -> tuple[Storm, list[Step]]:
+    """One rate after the other, so many seconds each, then half of what can be served; `rest` for what is left then."""
     limits = httpx.Limits(max_connections=2000, max_keepalive_connections=200)
     async with (
         httpx.AsyncClient(base_url=product.url, limits=limits, timeout=60, trust_env=False) as client,
@@ -272,7 +273,7 @@ async def _curve(
         steps = [await storm.step(times, seconds, hostile=times >= 5) for times in curve]
         steps.append(await storm.step(0.5, seconds, hostile=False))
         watching.cancel()
-        await asyncio.wait(storm.tasks, timeout=45)
+        await asyncio.wait(storm.tasks, timeout=rest)
         for task in storm.tasks:
             task.cancel()
         await asyncio.gather(*storm.tasks, watching, return_exceptions=True)
