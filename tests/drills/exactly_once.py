@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -97,7 +98,8 @@ def _hit(folder: Path, name: str, point: str, dies: Where, sleeps: Where) -> Any
     def hit() -> None:
         if point in (dies, sleeps):
             (folder / f"{point}-{name}").touch()
-            os.kill(os.getpid(), signal.SIGKILL if point == dies else signal.SIGSTOP)
+            # this thread: told to the process, the first to take notice may be another, and this one goes on meanwhile
+            signal.pthread_kill(threading.get_ident(), signal.SIGKILL if point == dies else signal.SIGSTOP)
 
     return hit
 
