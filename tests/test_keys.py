@@ -1,5 +1,6 @@
 """Who gets in, who does not, and whose answers are whose."""
 
+import asyncio
 import itertools
 import json
 import sqlite3
@@ -219,6 +220,24 @@ async def test_a_store_that_falls_silent_while_requests_come_keeps_no_known_key_
         clock[0] += FRESH_SECONDS + 1
         assert await ring.holder(sent) == key
     silent.set()
+
+
+async def test_while_requests_come_none_waits_for_a_look_at_the_keys(world, monkeypatch):
+    key, sent = world.log.create_key("ann", ["chat"])
+    clock, silent = [0.0], threading.Event()
+    monkeypatch.setattr(guard, "LOOK_SECONDS", 9.0)  # longer than a test waits
+    ring = KeyRing(world.log, required=False, clock=lambda: clock[0])
+    assert await ring.holder(sent) == key
+    monkeypatch.setattr(world.log, "all_keys", silent_until(silent, world.log.all_keys))
+    async with asyncio.timeout(2):
+        for _ in range(4):
+            clock[0] += FRESH_SECONDS - 0.5
+            assert await ring.holder(sent) == key
+            clock[0] += 9.0  # in which the look has not ended
+            assert await ring.holder(sent) == key
+    assert ring._looking is not None
+    silent.set()
+    await ring._looking
 
 
 async def test_wrong_keys_are_slowed_down_and_right_ones_are_not(client, world):

@@ -37,6 +37,7 @@ RULES: tuple[tuple[str, str, Right | Literal["open"]], ...] = (  # methods, path
     ("GET POST DELETE", r"/v1/feedback", "rate"),
 )
 FRESH_SECONDS = 5.0  # for which a look at the keys is good: a revoked one is refused that much later at most
+AHEAD_SECONDS = 4.0  # after which the next look begins, for which nobody has to wait as a rule
 RECENT_SECONDS = 2 * FRESH_SECONDS  # after the last look, in which its keys do while the next one takes long
 LOOK_SECONDS = 0.2  # that a request waits for a new look; those that come while the store hangs do not
 FIRST_LOOK_SECONDS = 2.0  # the same, where there was none yet or none for a while
@@ -92,10 +93,11 @@ class KeyRing:
         return key if key is not None and key.holds(datetime.now(UTC)) else None
 
     async def _look(self) -> dict[str, Key]:
-        if self.clock() - self._seen > FRESH_SECONDS:
-            if self._looking is None or self._looking.done():
-                self._looking, self._began = asyncio.create_task(self._read()), self.clock()
-                self._known = self._began - self._seen < RECENT_SECONDS
+        age = self.clock() - self._seen
+        if age > AHEAD_SECONDS and (self._looking is None or self._looking.done()):
+            self._looking, self._began = asyncio.create_task(self._read()), self.clock()
+            self._known = self._began - self._seen < RECENT_SECONDS
+        if age > FRESH_SECONDS and self._looking is not None:
             patience = LOOK_SECONDS if self._known else FIRST_LOOK_SECONDS
             await asyncio.wait([self._looking], timeout=max(0.0, self._began + patience - self.clock()))
             if not self._known and self._seen < self._began:
