@@ -77,8 +77,9 @@ class Mixture:
     ) -> AsyncGenerator[Event, None]:
         """Decided, then the answer's text in pieces, then Finished. Raises MultimoeError.
 
-        A chosen expert that fails is replaced by the next best of its kind and the reply says `degraded`. Once a word
-        of it was given out nobody can continue what it broke off; with `whole` none is before all are there. The time
+        A chosen expert that fails is replaced by the next best of its kind, who is also asked beside one that is slow,
+        and the reply says `degraded`. Once a word of it was given out nobody can continue what it broke off; with
+        `whole` none is before all are there. The time
         left of `seconds` is shared out so that a stuck expert leaves some to the next. Who exceeds it is for the caller
         to end.
         """
