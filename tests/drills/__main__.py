@@ -81,13 +81,13 @@ def main() -> int:
     for module, drill in found():
         if not asked.only or module in asked.only or drill.__name__ in asked.only:
             rows += run(module, drill, scale, console)
+            if asked.json:  # after each: one that is stopped leaves what it found
+                asked.json.write_text(json.dumps([vars(row) for row in rows], indent=1))
     Console(width=None if console.is_terminal else 200).print(table(rows))
     missed = sum(not row.met for row in rows)
     console.print(
         f"{len(rows) - missed} of {len(rows)} met in {(time.monotonic() - began) / 60:.1f} min", highlight=False
     )
-    if asked.json:
-        asked.json.write_text(json.dumps([vars(row) for row in rows], indent=1))
     if asked.markdown:
         asked.markdown.write_text(markdown(rows))
     return 1 if missed or not rows else 0
