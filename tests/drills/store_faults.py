@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import nursery
 import postgres
+from sqlalchemy.exc import OperationalError
 
 from drills._strace import traceable, traced
 from drills.row import Row, Scale
@@ -207,8 +208,12 @@ def postgres_faults(scale: Scale) -> Iterator[Row]:
 
         def lock() -> None:
             log = locked.enter_context(FeedbackLog.open(url))
-            connection = locked.enter_context(log.database.engine.begin())
-            connection.exec_driver_sql("LOCK TABLE ratings, interactions IN ACCESS EXCLUSIVE MODE")
+            while True:
+                with ExitStack() as trying, suppress(OperationalError):  # a deadlock with those who write
+                    connection = trying.enter_context(log.database.engine.begin())
+                    connection.exec_driver_sql("LOCK TABLE ratings, interactions IN ACCESS EXCLUSIVE MODE")
+                    locked.push(trying.pop_all())
+                    return
 
         def writable(yes: bool) -> None:
             import psycopg
