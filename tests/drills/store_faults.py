@@ -114,14 +114,15 @@ def drill(store: str, home: Path, url: str, faults: list[Fault], scale: Scale) -
                 try:
                     time.sleep(fault.seconds if scale == "long" else fault.quick_s)
                 finally:
+                    ending = time.monotonic()  # from here on a store that is just starting may take one
                     fault.end()
                 ended = time.monotonic()
                 _wait_for(lambda since=ended: any(b > since and s == 201 for b, _, s, _ in traffic.seen.ratings))
                 time.sleep(usual_s / 2)
-            yield _judged(f"{fault.name}, {store}", traffic.seen, began, ended, url, completion)
+            yield _judged(f"{fault.name}, {store}", traffic.seen, began, ending, ended, url, completion)
 
 
-def _judged(what: str, seen: Seen, began: float, ended: float, url: str, completion: str) -> Row:
+def _judged(what: str, seen: Seen, began: float, ending: float, ended: float, url: str, completion: str) -> Row:
     failed = sum(status != 200 for _, _, status in seen.answers)
     usual = [e - b for b, e, _ in seen.answers if e < began or b > ended + 1]
     noticed = began + min(NOTICED_SECONDS, (ended - began) / 2)
@@ -129,7 +130,7 @@ def _judged(what: str, seen: Seen, began: float, ended: float, url: str, complet
     during = [e - b for b, e, _ in seen.answers if noticed < b < ended]
     p99 = float(np.percentile(during, 99)), float(np.percentile(usual, 99))
     refused = [(e - b, honest) for b, e, s, honest in seen.ratings if began < b and e < ended and s == 503]
-    taken = sum(began < b and e < ended and s == 201 for b, e, s, _ in seen.ratings)
+    taken = sum(began < b and e < ending and s == 201 for b, e, s, _ in seen.ratings)
     odd = {s for _, _, s, _ in seen.ratings} - {201, 503}
     slowest = max((seconds for seconds, _ in refused), default=0.0)
     back = min(e for b, e, s, _ in seen.ratings if b > ended and s == 201) - ended
