@@ -43,7 +43,7 @@ async def first_to_come(run: Run, asker: Asker, groups: Sequence[Sequence[str]],
         async with aclosing(_relay(run, asker, [names for names in left if names], ask, resort)) as words:
             async for word in words:
                 yield word
-        if any(run.came(name) for name in everybody):
+        if _came(run, everybody):
             return
 
 
@@ -58,12 +58,12 @@ async def _relay(run: Run, asker: Asker, groups: Sequence[Sequence[str]], ask: A
             turn = await _next_to_begin(run, asker, turns, hedge=bool(left))
             if turn is None:
                 continue
-            if turn.voice.spoke or _came(run, turn):
+            if turn.voice.spoke or _came(run, turn.names):
                 await _stop(run, asker, [other for other in turns if other is not turn])
             async with aclosing(turn.voice.words()) as words:
                 async for word in words:
                     yield word
-            if _came(run, turn):
+            if _came(run, turn.names):
                 return
             if turn.voice.spoke:
                 raise run.failure(turn.names[0])
@@ -93,5 +93,5 @@ async def _stop(run: Run, asker: Asker, turns: Sequence[Turn]) -> None:
             run.recast("aside", *came)
 
 
-def _came(run: Run, turn: Turn) -> bool:
-    return any(run.came(name) for name in turn.names)
+def _came(run: Run, names: Sequence[str]) -> bool:
+    return any(run.came(name) for name in names)
