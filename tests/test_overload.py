@@ -3,12 +3,13 @@
 import asyncio
 import pickle
 import random
+import selectors
 import socket
 import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,16 @@ async def test_who_would_wait_too_long_is_refused_at_once():
     clock = [0.0]
     gate = admission(clock)
     inside = [await enter(gate) for _ in range(int(FIRST))]
-    clock[0] += 4
-    await leave(inside[0][0])
-    inside[0] = await enter(gate)  # each is under way for four seconds, so that of eight one ends every half
-    tasks = [asyncio.create_task(enter(gate)) for _ in range(12)]
+    tasks = [asyncio.create_task(enter(gate)) for _ in range(16)]
     await asyncio.sleep(0)
-    assert gate.waiting == 10  # the last of them waits for five seconds
+    assert gate.waiting == FIRST / 2  # nobody knows yet how long they wait
+    for manager, _ in inside[:4]:
+        clock[0] += 0.5
+        await leave(manager)
+        await asyncio.sleep(0)
+    tasks += [asyncio.create_task(enter(gate)) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert gate.waiting == 10  # one ends every half second: the last of them waits for five
     with pytest.raises(Overloaded) as refused:
         gate.check("ann")
     assert refused.value.code == "overloaded"
@@ -100,13 +105,18 @@ async def test_who_would_wait_too_long_is_refused_at_once():
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_until_one_has_ended_no_more_wait_than_are_under_way():
+@pytest.mark.parametrize(
+    ("alone", "waiting"), [(None, FIRST / 2), (1.0, 10), (0.01, 4 * FIRST), (60.0, FIRST / 2)], ids=str
+)
+async def test_until_some_have_ended_as_many_wait_as_can_be_begun_where_each_takes_so_much_longer(alone, waiting):
     gate = admission([0.0])
     for _ in range(int(FIRST)):
         await enter(gate)
-    tasks = [asyncio.create_task(enter(gate)) for _ in range(20)]
+    if alone:
+        gate.kinds.learn("k", alone)
+    tasks = [asyncio.create_task(enter(gate)) for _ in range(50)]
     await asyncio.sleep(0)
-    assert gate.waiting == FIRST
+    assert gate.waiting == waiting
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,7 +139,7 @@ async def test_a_standing_queue_is_kept_short():
 async def test_keys_take_turns_and_the_longest_queue_makes_room():
     gate = admission([0.0])
     inside = [await enter(gate) for _ in range(int(FIRST))]
-    gate._seconds = 0.1
+    gate.kinds.learn("k", 0.1)
     served: list[str] = []
 
     async def ask(who: str) -> None:
@@ -216,7 +226,7 @@ async def test_a_crowd_that_is_refused_is_told_to_come_back_at_different_times()
         await enter(gate)
     waiting = asyncio.create_task(enter(gate))
     await asyncio.sleep(0)
-    gate._seconds = 100.0
+    gate._pace.before, gate._pace.lasts = 100.0, True
     told = []
     for _ in range(300):
         with pytest.raises(Overloaded) as refused:
@@ -233,7 +243,7 @@ async def test_one_may_always_wait_so_that_a_queue_that_was_slow_is_not_shut_for
     clock = [0.0]
     gate = admission(clock)
     inside = [await enter(gate) for _ in range(int(FIRST))]
-    gate._seconds = 100.0
+    gate._pace.before, gate._pace.lasts = 100.0, True
     gate.check("ann")
     waiting = asyncio.create_task(enter(gate, "ann"))
     await asyncio.sleep(0)
@@ -242,12 +252,13 @@ async def test_one_may_always_wait_so_that_a_queue_that_was_slow_is_not_shut_for
     for manager, _ in inside:
         await leave(manager)
     await leave((await waiting)[0])
-    assert (gate.waiting, gate._seconds) == (0, 0.0)  # nothing is known of the next crowd
+    assert (gate.waiting, gate.under_way, gate._pace.lasts) == (0, 0, False)  # for it was over so soon
 
 
 async def test_who_is_refused_before_the_body_is_read_asks_for_more_places_too():
     gate = admission([0.0])
-    gate._seconds, gate.under_way, gate.waiting = 100.0, int(FIRST), 1
+    gate.under_way, gate.waiting = int(FIRST), 1
+    gate._pace.before, gate._pace.lasts = 100.0, True
     assert not gate._full
     with pytest.raises(Overloaded):
         gate.check("ann")
@@ -282,8 +293,93 @@ async def test_bursts_of_quick_requests_are_served_after_a_crowd_of_slow_ones():
     for burst in range(50):
         clock[0] += 10
         await crowd("quick" if burst > 2 else "first quick", 16, 0.01)
-    assert refused["first quick"] <= 4  # the slow ones have made its limit smaller
+    assert refused["first quick"] <= 5  # the slow ones have made its limit smaller
     assert refused["quick"] == 0
+
+
+class Hastened(asyncio.SelectorEventLoop):
+    """Nothing takes time in it but its clock: what it would wait for is over at once."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        loop = self
+
+        class Selector(selectors.DefaultSelector):
+            def select(self, timeout: float | None = None) -> Any:
+                loop.now += max(0.0, timeout or 0.0)
+                return super().select(0)
+
+        super().__init__(Selector())
+
+    def time(self) -> float:
+        return self.now
+
+
+@dataclass
+class Burst:
+    """What came of one. Times in seconds."""
+
+    in_time: int = 0
+    good: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+
+
+async def bursts(
+    gate: Admission, clerks: int, alone: float, chance: random.Random, pause: float, seconds: float = 12.0
+) -> list[Burst]:
+    """Two, five and ten times as many as so many clerks can serve, each at `alone` seconds, a third more or less."""
+    now, free = asyncio.get_running_loop().time, asyncio.Semaphore(clerks)
+
+    async def ask(burst: Burst, over: float) -> None:
+        began = now()
+        try:
+            gate.check("ann")
+            async with gate.turn("ann") as turn:
+                turn.kind = "k"
+                async with free:
+                    await asyncio.sleep(alone * chance.uniform(2 / 3, 4 / 3))
+        except Overloaded:
+            burst.refused.append(now() - began)
+        else:
+            burst.good.append(now() - began)
+            burst.in_time += now() <= over and burst.good[-1] <= 4 * alone + 2 * 2.0
+
+    for _ in range(CALM):
+        await ask(Burst(), 0.0)
+    found = []
+    for times in (2, 5, 10):
+        burst, over, tasks = Burst(), now() + seconds, []
+        for _ in range(int(times * clerks / alone * seconds)):
+            tasks.append(asyncio.create_task(ask(burst, over)))
+            await asyncio.sleep(alone / clerks / times)
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(pause)
+        found.append(burst)
+    return found
+
+
+def hastened(wait_seconds: float, clerks: int, alone: float, pause: float, seed: int) -> list[Burst]:
+    with closing(Hastened()) as loop:
+        gate = Admission(4.0, wait_seconds, loop.time, random.Random(seed))
+        return loop.run_until_complete(bursts(gate, clerks, alone, random.Random(seed), pause))
+
+
+@pytest.mark.parametrize("pause", [0.0, 60.0], ids=["at once", "after a minute"])
+@pytest.mark.parametrize(("clerks", "alone"), [(4, 1.0), (2, 0.3), (8, 0.5), (8, 2.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_burst_leaves_what_can_be_done_and_who_is_refused_learns_it_at_once(clerks, alone, pause, seed):
+    for burst in hastened(2.0, clerks, alone, pause, seed):
+        can = (12.0 - alone) * clerks / alone  # the first are ready after so long
+        assert burst.in_time >= 0.85 * can
+        assert sorted(burst.good)[int(0.99 * len(burst.good))] <= 4 * alone + 2 * 2.0
+        assert sum(seconds > 0.1 for seconds in burst.refused) <= 0.01 * len(burst.refused)
+
+
+def test_with_a_queue_for_everybody_nobody_is_in_time():
+    """The negative control."""
+    *_, burst = hastened(60.0, 4, 1.0, 0.0, 0)
+    assert burst.in_time < 0.85 * 44
+    assert sorted(burst.good)[int(0.99 * len(burst.good))] > 8.0
 
 
 def test_the_refusal_survives_a_process_boundary():

@@ -5,10 +5,11 @@ take more than `stretch` times as long, fewer are let in, and more while they do
 finds its own limit, whatever stands behind it, and follows when experts are added or slow down (as TCP Vegas and
 Netflix's concurrency limits do).
 
-The queue is as long as what can be begun in time. `patience` is `wait_seconds` for a burst, and a tenth of it once the
-queue has not been empty for that long, so that a standing queue does not make everybody late (as CoDel and Facebook's
-"Fail at Scale" do). Who would wait longer is refused at once. Those who wait take turns, key by key, and where there is
-no room for somebody who has less waiting than another, the other's newest makes room. It knows no HTTP.
+The queue is as long as what can be begun in time, at the pace at which those under way come to their end. `patience`
+is `wait_seconds` for a burst, and a tenth of it once the queue has not been empty for that long, so that a standing
+queue does not make everybody late (as CoDel and Facebook's "Fail at Scale" do). Who would wait longer is refused at
+once. Those who wait take turns, key by key, and where there is no room for somebody who has less waiting than another,
+the other's newest makes room. It knows no HTTP.
 """
 
 import asyncio
@@ -24,10 +25,10 @@ from multimoe.errors import Unavailable
 
 FIRST, LEAST, MOST = 8.0, 4.0, 256.0  # under way: to begin with, and at least and at most
 CALM = 2  # under way when one began whose time says how long it takes
+CROWDED = 0.75  # share of the limit under way when one began whose time says whether the limit is right
 MOST_WAITING = 256
 MOST_KINDS = 256  # of those last seen
 LEARNING = 0.1  # share by which the newest of many moves an estimate
-LATELY = 0.3  # the same, where what was long ago says little
 LONGEST_RETRY = 20.0  # seconds
 
 
@@ -47,6 +48,7 @@ class Turn:
 
     began: float
     calm: bool
+    crowded: bool
     kind: str = ""
     late: bool = False
     counts: bool = True  # False where it ended early, which says nothing of how long it takes
@@ -85,6 +87,46 @@ class Kinds:
         return None if usual is None else seconds / max(usual, 1e-3)
 
 
+class Pace:
+    """How often one comes to its end while others wait. Times in seconds, by the clock of whoever asks."""
+
+    def __init__(self) -> None:
+        self.before = math.inf  # from one ending to the next when others last waited
+        self.lasts = False  # whether it is that crowd still, or who comes back to try again
+        self._since: float | None = None  # others wait, or the last ending that is forgotten
+        self._endings: deque[float] = deque()
+
+    def start(self, now: float) -> None:
+        """Others wait from now on."""
+        self._since = now
+
+    def ended(self, now: float, lately: float) -> None:
+        """One came to its end; of those before, not more than `lately` count."""
+        if self._since is not None:
+            self._endings.append(now)
+            if len(self._endings) > max(LEAST, lately):
+                self._since = self._endings.popleft()
+
+    def stop(self, now: float) -> None:
+        """Nobody waits any longer."""
+        if self._since is None:
+            return
+        seconds = self._measured(now)
+        self.before, self.lasts = seconds or self.before, seconds is not None  # if it was over too soon, it is another
+        self._since = None
+        self._endings.clear()
+
+    def seconds(self, now: float) -> float | None:
+        """From one ending to the next; None where nobody knows."""
+        measured = self._measured(now)
+        return self.before if measured is None and self.lasts else measured
+
+    def _measured(self, now: float) -> float | None:
+        if self._since is None or len(self._endings) < LEAST:
+            return None
+        return (now - self._since) / len(self._endings)
+
+
 class Admission:
     """Of one event loop."""
 
@@ -107,7 +149,8 @@ class Admission:
         self._empty = self.clock()  # when the queue was last empty
         self._stretches: list[float] = []  # of this round
         self._full = False  # whether somebody waited, or nearly, in this round
-        self._seconds = 0.0  # that one is under way, lately; 0 where nobody knows
+        self._pace = Pace()
+        self._quiet = self.clock()  # when the last one under way came to its end
         self._refused = 0.0  # for each one that came to its end, lately
 
     @property
@@ -126,7 +169,7 @@ class Admission:
     async def turn(self, who: str) -> AsyncGenerator[Turn, None]:
         """Waits for the turn of `who`. Raises Overloaded at once, or later where others were slower than usual."""
         await self._wait(who)
-        turn = Turn(self.clock(), self.under_way <= CALM)
+        turn = Turn(self.clock(), self.under_way <= CALM, self.under_way >= CROWDED * self.limit)
         try:
             yield turn
         except BaseException:
@@ -137,8 +180,7 @@ class Admission:
 
     async def _wait(self, who: str) -> None:
         if not self.waiting and self.under_way < int(self.limit):
-            self.under_way += 1
-            self._empty = self.clock()
+            self._enter()
             return
         self._full = True
         if not self._has_room():
@@ -147,10 +189,17 @@ class Admission:
             self._drop(other)
         if not self.waiting:
             self._empty = self.clock()
+            self._pace.start(self._empty)
         mine = Waiting(who, asyncio.get_running_loop().create_future())
         self._queues.setdefault(who, deque()).append(mine)
         self.waiting += 1
         await self._called(mine)
+
+    def _enter(self) -> None:
+        if not self.under_way and self.clock() - self._quiet > 2 * self.wait_seconds:
+            self._pace.lasts = False
+        self.under_way += 1
+        self._empty = self.clock()
 
     async def _called(self, mine: Waiting) -> None:
         try:
@@ -181,19 +230,21 @@ class Admission:
             if not mine.turn.done():
                 self.under_way += 1
                 mine.turn.set_result(None)
+        self._see_if_empty()
+
+    def _see_if_empty(self) -> None:
         if not self.waiting:
             self._empty = self.clock()
+            self._pace.stop(self._empty)
 
     def _end(self, turn: Turn) -> None:
+        self._quiet = now = self.clock()
         self.under_way -= 1
         self._refused *= 1 - LEARNING
+        self._pace.ended(now, self.limit)
         if turn.counts:
-            seconds = max(0.0, self.clock() - turn.began - turn.paused)
-            self._seconds += LATELY * (seconds - self._seconds) if self._seconds else seconds
-            self._learn(turn, seconds)
+            self._learn(turn, max(0.0, now - turn.began - turn.paused))
         self._call()
-        if not self.under_way:
-            self._seconds = 0.0  # what a crowd made of it says nothing of the next one
 
     def _learn(self, turn: Turn, seconds: float) -> None:
         if turn.late:
@@ -202,7 +253,8 @@ class Admission:
             # at its least the limit may be wrong about how long things take: then it learns that anew
             if turn.calm or self.limit <= LEAST:
                 self.kinds.learn(turn.kind, seconds)
-            if (stretch := self.kinds.stretch(turn.kind, seconds)) is not None:
+            stretch = self.kinds.stretch(turn.kind, seconds)
+            if stretch is not None and (turn.crowded or stretch > self.stretch):
                 self._stretches.append(stretch)
         if len(self._stretches) >= max(LEAST, self.limit):
             self._adapt(sum(self._stretches) / len(self._stretches))
@@ -217,17 +269,20 @@ class Admission:
     def _has_room(self) -> bool:
         """Whether whoever comes now will have their turn in time, as far as that is known.
 
-        Of `limit` under way, each for so many seconds, one ends every `seconds / limit` (Little's law). Until one has
-        ended as many may wait as are under way, or more where they usually take so little.
+        While nobody knows the pace, half as many may wait as are under way; or more, where the last crowd was so quick,
+        or each is even if it takes `stretch` times as long as alone: of `limit` under way one ends every
+        `seconds / limit` (Little's law).
         """
         if not self.waiting:
             return True  # one may always wait: a place that falls free has to find somebody
         if self.waiting >= min(MOST_WAITING, 4 * self.limit):
             return False
-        if not self._seconds and self.waiting < self.limit:
-            return True
-        seconds = self._seconds or self.kinds.longest()
-        return (self.waiting + 1) * seconds / self.limit <= self.patience
+        pace = self._pace.seconds(self.clock())
+        if pace is None:
+            if self.waiting < self.limit / 2:
+                return True
+            pace = min(self._pace.before, self.stretch * self.kinds.longest() / self.limit)
+        return (self.waiting + 1) * pace <= self.patience
 
     def _gives_way_to(self, who: str) -> str | None:
         """Who has more waiting than `who` would have."""
@@ -249,8 +304,7 @@ class Admission:
         self.waiting -= 1
         if not queue:
             del self._queues[mine.who]
-        if not self.waiting:
-            self._empty = self.clock()
+        self._see_if_empty()
 
     def _overloaded(self) -> Overloaded:
         """The longer the more are refused for each that is served."""
