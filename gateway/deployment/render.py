@@ -29,6 +29,7 @@ VLLM = "experts.vllm_chat:VLLM"
 
 GATE_SECONDS = 10.0  # that a decision may take
 HEALTH_SECONDS = 2.0  # between two checks: so long nobody misses a replica that died
+HAND_ON_SECONDS = 0.05  # between two looks whether a replica has room for who waits: Ray's 0.5 idles away a third of it
 FOR_A_REQUEST = 1.5  # of the longest request: so long a replica that is replaced may go on with what it answers
 
 
@@ -116,6 +117,7 @@ def _scaling(serve: Deployment, seconds: float) -> Config:
     scaled: Config = {
         "max_ongoing_requests": serve.max_ongoing_requests,
         "max_queued_requests": serve.max_queued_requests,
+        "request_router_config": {"max_backoff_s": HAND_ON_SECONDS},
         "ray_actor_options": actor,
         **_replaced(seconds),
     }
