@@ -8,10 +8,12 @@ wait in the caller's router. The reference is what the replica can do, four in s
 import argparse
 import asyncio
 import itertools
+import logging
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import psutil
 import ray
@@ -36,13 +38,14 @@ class Clerk:
 
 
 def clerk(seconds: float, interval: float) -> DeploymentHandle[Clerk]:
-    deployment = serve.deployment(Clerk).options(
+    router: dict[str, Any] = {"max_backoff_s": interval}
+    deployment: Any = serve.deployment(
         name="clerk",
         max_ongoing_requests=AT_ONCE,
         max_queued_requests=-1,
         ray_actor_options={"num_cpus": 0},
-        request_router_config=RequestRouterConfig(max_backoff_s=interval),
-    )
+        request_router_config=RequestRouterConfig(**router),
+    )(Clerk)
     return serve.run(deployment.bind(seconds), name="clerk", route_prefix=None)
 
 
@@ -86,7 +89,9 @@ def main() -> None:
     parser.add_argument("--lasts", type=float, default=8.0, help="seconds of a round")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mm-queued-") as folder:
-        ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, logging_level="error", log_to_driver=False)
+        ray.init(
+            num_cpus=2, include_dashboard=False, _temp_dir=folder, logging_level=logging.ERROR, log_to_driver=False
+        )
         try:
             Console().print(measure(asked.seconds, asked.rounds, asked.lasts))
         finally:
