@@ -113,10 +113,26 @@ async def test_until_some_have_ended_as_many_wait_as_can_be_begun_where_each_tak
     for _ in range(int(FIRST)):
         await enter(gate)
     if alone:
-        gate.kinds.learn("k", alone)
+        gate.kinds.lately.append(alone)
     tasks = [asyncio.create_task(enter(gate)) for _ in range(50)]
     await asyncio.sleep(0)
     assert gate.waiting == waiting
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_one_slow_request_among_quick_ones_makes_no_difference_to_a_burst_of_those():
+    clock = [0.0]
+    gate = admission(clock)
+    for i in range(10):
+        manager, turn = await enter(gate)
+        turn.kind = "slow" if i == 8 else "quick"
+        clock[0] += 60.0 if i == 8 else 0.01
+        await leave(manager)
+    tasks = [asyncio.create_task(enter(gate)) for _ in range(40)]
+    await asyncio.sleep(0)
+    assert (gate.under_way, gate.waiting) == (FIRST, 4 * FIRST)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -139,7 +155,7 @@ async def test_a_standing_queue_is_kept_short():
 async def test_keys_take_turns_and_the_longest_queue_makes_room():
     gate = admission([0.0])
     inside = [await enter(gate) for _ in range(int(FIRST))]
-    gate.kinds.learn("k", 0.1)
+    gate.kinds.lately.append(0.1)
     served: list[str] = []
 
     async def ask(who: str) -> None:

@@ -15,6 +15,7 @@ the other's newest makes room. It knows no HTTP.
 import asyncio
 import math
 import random
+import statistics
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable
@@ -28,6 +29,7 @@ CALM = 2  # under way when one began whose time says how long it takes
 CROWDED = 0.75  # share of the limit under way when one began whose time says whether the limit is right
 MOST_WAITING = 256
 MOST_KINDS = 256  # of those last seen
+LATELY = 16  # requests that say what is asked for now
 LEARNING = 0.1  # share by which the newest of many moves an estimate
 LONGEST_RETRY = 20.0  # seconds
 
@@ -71,6 +73,7 @@ class Kinds:
     """How long each kind of request takes where hardly anything else is going on."""
 
     seconds: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    lately: deque[float] = field(default_factory=lambda: deque(maxlen=LATELY))  # of those that ended
 
     def learn(self, kind: str, seconds: float) -> None:
         before = self.seconds.pop(kind, seconds)
@@ -78,8 +81,13 @@ class Kinds:
         if len(self.seconds) > MOST_KINDS:
             self.seconds.popitem(last=False)
 
-    def longest(self) -> float:
-        return max(self.seconds.values(), default=math.inf)
+    def asked(self, kind: str) -> None:
+        if kind in self.seconds:
+            self.lately.append(self.seconds[kind])
+
+    def usual(self) -> float:
+        """Of what was asked for lately; infinite where nobody knows."""
+        return statistics.median(self.lately) if self.lately else math.inf
 
     def stretch(self, kind: str, seconds: float) -> float | None:
         """How many times that; None for a kind never seen."""
@@ -253,6 +261,7 @@ class Admission:
             # at its least the limit may be wrong about how long things take: then it learns that anew
             if turn.calm or self.limit <= LEAST:
                 self.kinds.learn(turn.kind, seconds)
+            self.kinds.asked(turn.kind)
             stretch = self.kinds.stretch(turn.kind, seconds)
             if stretch is not None and (turn.crowded or stretch > self.stretch):
                 self._stretches.append(stretch)
@@ -281,7 +290,7 @@ class Admission:
         if pace is None:
             if self.waiting < self.limit / 2:
                 return True
-            pace = min(self._pace.before, self.stretch * self.kinds.longest() / self.limit)
+            pace = min(self._pace.before, self.stretch * self.kinds.usual() / self.limit)
         return (self.waiting + 1) * pace <= self.patience
 
     def _gives_way_to(self, who: str) -> str | None:
